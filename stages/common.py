@@ -1,0 +1,65 @@
+"""What every stage script shares: its flags, its way of failing, its last line."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from ups_data import console
+from ups_data.errors import UpsDataError
+
+
+def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
+    """A parser with the flags all stages have; `example` is a command that runs, shown by --help."""
+    parser = argparse.ArgumentParser(
+        description=doc, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", default="params.yaml", metavar="FILE", help="the knobs (params.yaml)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override one knob for this run, e.g. --set datasets.burgers1d.train.steps=100",
+    )
+    level = parser.add_mutually_exclusive_group()
+    level.add_argument("-q", "--quiet", action="store_const", dest="level", const=console.QUIET)
+    level.add_argument("-v", "--verbose", action="store_const", dest="level", const=console.VERBOSE)
+    parser.set_defaults(level=console.NORMAL)
+    return parser
+
+
+def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
+    """Parse, work, and end with one line: what was made and what to do next, or what went wrong.
+
+    `work` returns that last line. Returns the exit status: 0, or 1 after an error, or 130 after Ctrl-C.
+    """
+    args = parser.parse_args(argv)
+    console.set_level(args.level)
+    started = time.monotonic()
+    try:
+        ending = work(args)
+    except UpsDataError as error:
+        return _fail(parser.prog, str(error), 1)
+    except KeyboardInterrupt:
+        return _fail(parser.prog, "interrupted; run the same command again to go on", 130)
+    except MemoryError:
+        return _fail(parser.prog, "not enough memory; use a smaller batch or fewer workers", 1)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the disk"
+            return _fail(parser.prog, f"no room left on {where}; nothing half-written is kept: free some room", 1)
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            return _fail(parser.prog, f"may not write or read {error.filename}: {error.strerror}", 1)
+        raise
+    if ending:
+        console.say(f"{ending} ({time.monotonic() - started:.1f} s)")
+    return 0
+
+
+def _fail(program: str, sentence: str, status: int) -> int:
+    print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+    return status

@@ -1,0 +1,135 @@
+"""Files that are whole or absent: atomic writes, checksums, room on disk."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ups_data.errors import UpsDataError
+
+HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a directory with all it holds, to the disk."""
+    if path.is_dir():
+        for child in path.iterdir():
+            sync(child)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a tree if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Put a finished file or directory in its place: readers see the old one or the new one.
+
+    A directory cannot be renamed over another, so the old one is moved aside first; a kill between the
+    two renames leaves no directory, never a mixed one.
+    """
+    sync(temporary)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    if final.is_dir() and not final.is_symlink():
+        aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+        final.rename(aside)
+        temporary.rename(final)
+        remove(aside)
+    elif temporary.is_dir():
+        remove(final)
+        temporary.rename(final)
+    else:
+        temporary.replace(final)
+    fd = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def atomic(final: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final`; publish it on success, delete it on any failure."""
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        publish(temporary, final)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def to_json(value: object) -> str:
+    """JSON with a fixed key order, so that equal values are equal bytes; NaN and Inf are refused."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: str | Path, value: object) -> None:
+    """Write `value` as JSON, atomically and with a fixed key order."""
+    write_text(path, to_json(value))
+
+
+def read_json(path: str | Path) -> dict:
+    """Read a JSON file; a missing or broken one is a sentence."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UpsDataError(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UpsDataError(f"{path} is not valid JSON ({error}); delete it and run `dvc repro`") from None
+
+
+def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a table atomically: a header line, then the rows; floats with 6 significant digits."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    for row in rows:
+        table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    write_text(path, text.getvalue())
+
+
+def checksum(path: str | Path, algorithm: str = "sha256") -> str:
+    """Hex digest of a file's bytes, read in blocks."""
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while block := file.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def require_space(folder: str | Path, size: int, what: str) -> None:
+    """Refuse to start writing `size` bytes where they do not fit."""
+    folder = Path(folder).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UpsDataError(
+            f"{what} needs {size / 1e9:.2f} GB but {folder} has {free / 1e9:.2f} GB free; "
+            "free some room or write elsewhere"
+        )
