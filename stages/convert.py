@@ -1,0 +1,83 @@
+"""Convert raw simulations into split, described training data.
+
+A task of params.yaml becomes data/pdebench/<task>_{train,val,test}.h5 (grids) or .zarr (meshes, particles) and
+<task>_manifest.json; with --pattern and no task, any grid files become one file.
+
+    python -m stages.convert burgers1d
+    python -m stages.convert burgers1d --root data/raw --out data/pdebench --limit 5 --samples 200
+    python -m stages.convert --pattern 'data/raw/1D/Burgers/Train/*.hdf5' --out data/pdebench/mydata_train.h5
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.common import run, stage_parser
+from ups_data.errors import UpsDataError
+from ups_data.params import SPLITS, dataset_params, load_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and convert; returns the exit status."""
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.convert burgers1d --samples 64")
+    parser.add_argument("task", nargs="?", help="a dataset of params.yaml; leave it out to convert --pattern as it is")
+    parser.add_argument("--root", metavar="DIR", help="folder of the raw files (knob convert.root)")
+    parser.add_argument("--pattern", metavar="GLOB", help="which files of the folder (knob convert.pattern)")
+    parser.add_argument("--out", default="data/pdebench", metavar="PATH", help="folder, or file <name>_<split>.h5")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="take at most N files")
+    parser.add_argument("--samples", type=_positive, metavar="N", help="take at most N samples of each file")
+    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (all cores); the bytes do not change")
+    return run(convert, parser, argv)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def convert(args: argparse.Namespace) -> str:
+    """Convert what the command line asks for; returns the last line to print."""
+    return _task(args) if args.task else _pattern(args)
+
+
+def _task(args: argparse.Namespace) -> str:
+    knobs = dataset_params(load_params(args.params, args.set), args.task)
+    given = {name: getattr(args, name) for name in ("root", "pattern", "limit", "samples")}
+    source = knobs.convert.model_copy(update={name: value for name, value in given.items() if value is not None})
+    if knobs.kind == "grid":
+        from ups_data.conversion.grid import convert_grid
+
+        manifest = convert_grid(args.task, source, knobs.splits, args.out, workers=args.workers)
+    else:
+        from ups_data.conversion.points import convert_points
+
+        manifest = convert_points(args.task, knobs.kind, source, knobs.splits, Path(args.out))
+    counts = ", ".join(f"{split} {facts['samples']}" for split, facts in manifest["splits"].items())
+    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}"
+
+
+def _pattern(args: argparse.Namespace) -> str:
+    if not args.pattern:
+        raise UpsDataError("name a task of params.yaml, or give --pattern and --out FILE.h5; see --help")
+    target = Path(args.out)
+    if target.suffix != ".h5":
+        raise UpsDataError(f"--out {args.out}: expected a file <name>_<split>.h5, e.g. data/pdebench/mydata_train.h5")
+    task, _, split = target.stem.rpartition("_")
+    if split not in SPLITS or not task:
+        task, split = target.stem, "train"
+    from ups_data.conversion.files import find_files
+    from ups_data.conversion.grid import convert_file
+
+    pattern = str(Path(args.root) / args.pattern) if args.root else args.pattern
+    paths = find_files(pattern, args.limit)
+    manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers)
+    return f"{target}: {manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

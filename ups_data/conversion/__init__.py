@@ -1,0 +1,1 @@
+"""Raw files in, split and described artifacts out."""

@@ -1,0 +1,82 @@
+"""Splits by initial condition: decided once, seeded, provably disjoint.
+
+The raw files repeat every initial condition under every physical parameter, so a split over rows would put
+a test trajectory's twin into train. Samples that start alike form a group, and a group is never divided.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from ups_data.errors import UpsDataError
+from ups_data.params import SPLITS, Splits
+
+
+def group_id(*arrays: np.ndarray) -> str:
+    """Identify an initial condition: 32 hex digits over the shapes and float32 bytes of its arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr(array.shape).encode())
+        # + 0.0 turns -0.0 into 0.0: states that compare equal must hash equal.
+        digest.update(np.ascontiguousarray(array, dtype="<f4") + np.float32(0.0))
+    return digest.hexdigest()[:32]
+
+
+def split_sizes(groups: int, splits: Splits) -> dict[str, int]:
+    """Whole numbers of groups by largest remainder; a wanted split is never empty.
+
+    Raises UpsDataError when there are fewer groups than wanted splits.
+    """
+    shares = {name: getattr(splits, name) for name in SPLITS}
+    wanted = [name for name in SPLITS if shares[name] > 0]
+    if groups < len(wanted):
+        raise UpsDataError(
+            f"splits: {groups} distinct initial conditions cannot fill {', '.join(wanted)}; "
+            "take more samples or set a share to 0"
+        )
+    sizes = {name: int(shares[name] * groups + 1e-9) for name in SPLITS}
+    by_remainder = sorted(wanted, key=lambda name: sizes[name] - shares[name] * groups)
+    for name in by_remainder[: groups - sum(sizes.values())]:
+        sizes[name] += 1
+    for name in wanted:
+        if sizes[name] == 0:
+            sizes[name] = 1
+            sizes[max(wanted, key=lambda other: sizes[other])] -= 1
+    return sizes
+
+
+def assign_splits(groups: Sequence[str], splits: Splits) -> dict[str, str]:
+    """Give every group its split: group id -> train, val or test.
+
+    `groups` holds one id a sample; order and repeats do not matter. The seeded order is that of a hash of
+    the id, so tasks that share their initial conditions share their split too.
+    """
+    distinct = sorted(set(groups), key=lambda g: hashlib.sha256(f"{splits.seed}:{g}".encode()).digest())
+    sizes = split_sizes(len(distinct), splits)
+    names = [name for name in SPLITS for _ in range(sizes[name])]
+    return dict(zip(distinct, names, strict=True))
+
+
+def positional_splits(counts: Sequence[int], splits: Splits, test_first: bool) -> list[list[str]]:
+    """The official loaders' split, a split name for each row of each file: it knows nothing of groups.
+
+    The official HDF5 loader takes the first share of every file as test, the group-file loader the last;
+    there is no official validation set, so ours is cut from the end of their training rows.
+    """
+    assigned = []
+    for count in counts:
+        test, val = round(count * splits.test), round(count * splits.val)
+        rows = ["train"] * (count - test - val) + ["val"] * val
+        assigned.append(["test"] * test + rows if test_first else rows + ["test"] * test)
+    return assigned
+
+
+def leaked_share(groups: Sequence[str], names: Sequence[str]) -> float:
+    """Share of the test samples whose initial condition also stands in train; 0 for a grouped split."""
+    train = {g for g, name in zip(groups, names, strict=True) if name == "train"}
+    test = Counter(g in train for g, name in zip(groups, names, strict=True) if name == "test")
+    return test[True] / max(1, test.total())
