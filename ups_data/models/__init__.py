@@ -1,0 +1,1 @@
+"""The networks: autoencoders, the latent operator, baselines."""

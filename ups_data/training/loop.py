@@ -1,0 +1,145 @@
+"""The training loop: AdamW on a warm-up and cosine schedule, the best weights by validation, resumable.
+
+A step's batch depends on the seed and the step number alone, so a run that was killed and goes on draws the
+same batches and follows the same curve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ups_data import console, files
+from ups_data.errors import UpsDataError
+from ups_data.params import Optimiser
+
+WARM_UP = 0.05  # share of the steps over which the learning rate rises
+CLIP = 1.0  # gradient norm: keeps an unrolled loss from throwing the weights away
+WEIGHT_DECAY = 1e-5
+SAVE_EVERY = 30.0  # seconds between saved states; the curve does not depend on it
+CURVE = ("step", "train_loss", "val_loss", "learning_rate")
+
+
+def step_generator(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Random numbers of one training step: the same whether the run was interrupted or not."""
+    return torch.Generator(device).manual_seed((seed << 32) + step)
+
+
+def learning_rate(step: int, knobs: Optimiser) -> float:
+    """Linear warm-up, then a cosine down to a hundredth of the peak."""
+    warm = max(1, int(WARM_UP * knobs.steps))
+    if step < warm:
+        return knobs.learning_rate * (step + 1) / warm
+    done = (step - warm) / max(1, knobs.steps - warm)
+    return knobs.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+def fit(
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    validate: Callable[[], float],
+    knobs: Optimiser,
+    *,
+    state: Path,
+    key: str,
+    label: str,
+    checks: int = 20,
+) -> list[tuple[int, float, float, float]]:
+    """Train `model` in place and leave its best weights in it.
+
+    `loss(step)` draws the batch of that step and returns a scalar; `validate()` is called `checks` times and
+    the weights with the lowest value are kept. `state` is a folder for resuming: it is used when its key is
+    `key`, replaced when not, and removed by the caller when the outputs are published. Returns the learning
+    curve: rows of CURVE. Raises UpsDataError when the loss is not finite.
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=WEIGHT_DECAY)
+    step, curve, best = _resume(model, optimiser, state, key, label)
+    every = max(1, knobs.steps // checks)
+    losses: list[Tensor] = []
+    saved = time.monotonic()
+    with console.progress(label, knobs.steps, "step") as bar:
+        bar.advance(step)
+        while step < knobs.steps:
+            rate = learning_rate(step, knobs)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            model.train()
+            value = loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            optimiser.step()
+            losses.append(value.detach())
+            step += 1
+            bar.advance(1, f"loss {curve[-1][1]:.3g}" if curve else "")
+            if step % every == 0 or step == knobs.steps:
+                mean = torch.stack(losses).mean().item()
+                losses.clear()
+                if not math.isfinite(mean):
+                    raise UpsDataError(f"{label}: the loss is {mean} at step {step}; lower the learning_rate")
+                model.eval()
+                with torch.no_grad():
+                    value = float(validate())
+                curve.append((step, mean, value, rate))
+                if value <= min(row[2] for row in curve) or not best:
+                    best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                if time.monotonic() - saved > SAVE_EVERY:
+                    _save(model, optimiser, best, state, key, step, curve)
+                    saved = time.monotonic()
+    model.load_state_dict(best)
+    model.eval()
+    return curve
+
+
+def _save(
+    model: nn.Module, optimiser: torch.optim.Optimizer, best: dict, state: Path, key: str, step: int, curve: list
+) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    for index, moments in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    header = {"key": key, "step": str(step), "curve": json.dumps(curve)}
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with files.atomic(state / "state.safetensors") as temporary:
+        temporary.write_bytes(save(tensors, header))
+
+
+def _resume(
+    model: nn.Module, optimiser: torch.optim.Optimizer, state: Path, key: str, label: str
+) -> tuple[int, list, dict]:
+    """(step, curve, best weights) of an interrupted run with this key, or a fresh start."""
+    path = state / "state.safetensors"
+    if not path.is_file():
+        return 0, [], {}
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+        if header["key"] != key:
+            return 0, [], {}
+        tensors = load_file(path)
+    except (SafetensorError, KeyError, OSError):
+        return 0, [], {}  # a damaged state is no state: start again
+    model.load_state_dict(_under("model.", tensors))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimiser.", tensors).items():
+        index, field = name.split(".", 1)
+        moments.setdefault(int(index), {})[field] = tensor
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    step = int(header["step"])
+    console.say(f"{label}: going on from step {step}")
+    device = next(model.parameters()).device
+    best = {name: tensor.to(device) for name, tensor in _under("best.", tensors).items()}
+    return step, [tuple(row) for row in json.loads(header["curve"])], best
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
