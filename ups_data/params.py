@@ -188,13 +188,21 @@ class Package(Knobs):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+_v[0-9]+$")]
     codec: Literal["pcodec", "gzip"]
+    suffix: Literal["upk", "tar.gz"]  # of the archive's name: what the codec writes
     description: str
+
+    @model_validator(mode="after")
+    def _suit(self) -> Package:
+        if self.suffix != (wanted := {"pcodec": "upk", "gzip": "tar.gz"}[self.codec]):
+            raise ValueError(f"the codec {self.codec} writes the suffix {wanted}, got {self.suffix}")
+        return self
 
 
 class Dataset(Knobs):
     """One dataset: a section a stage."""
 
     kind: Literal["grid", "mesh", "particles"]
+    store: Literal["h5", "zarr"]  # the suffix of the converted splits: h5 for grids, zarr for the others
     convert: Convert
     splits: Splits
     view: View
@@ -204,6 +212,12 @@ class Dataset(Knobs):
     baseline: Baseline
     evaluate: Evaluate
     package: Package
+
+    @model_validator(mode="after")
+    def _stored(self) -> Dataset:
+        if self.store != (wanted := "h5" if self.kind == "grid" else "zarr"):
+            raise ValueError(f"store of the kind {self.kind} is {wanted}, got {self.store}")
+        return self
 
 
 class Params(Knobs):

@@ -39,7 +39,8 @@ class Moments:
             total += deviation.sum(axis=1)
             squares += np.einsum("ij,ij->i", deviation, deviation)
         mean = total / flat.shape[0]
-        m2 = np.maximum(squares - flat.shape[0] * mean**2, 0.0)
+        with np.errstate(invalid="ignore"):  # values that are not finite are for `is_finite` to report
+            m2 = np.maximum(squares - flat.shape[0] * mean**2, 0.0)
         return cls(flat.shape[0], shift + mean, m2, minimum, maximum)
 
     def merge(self, other: Moments) -> Moments:

@@ -1,0 +1,321 @@
+"""Converting grids: nothing lost, nothing leaked, whole outputs or none, the same bytes however it ran."""
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+
+from stages import convert as stage
+from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_one_array
+from ups_data import files
+from ups_data.conversion import grid
+from ups_data.conversion.grid import convert_grid
+from ups_data.errors import UpsDataError
+from ups_data.sources.pdebench import open_raw
+from ups_data.stores.grid import GridReader
+
+NAMES = ("train", "val", "test")
+
+
+def digests(folder):
+    return {p.name: files.checksum(p) for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".")}
+
+
+def converted(folder, task="burgers1d"):
+    return {name: GridReader(Path(folder) / f"{task}_{name}.h5") for name in NAMES}
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_burgers(tmp_path / "raw")
+
+
+def test_every_value_arrives_with_its_parameter_its_time_and_its_origin(raw, tmp_path):
+    manifest = convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    seen = 0
+    for reader in converted(tmp_path / "out").values():
+        for i in range(len(reader)):
+            name = manifest["source"]["files"][reader.source_file[i]]["name"]
+            with h5py.File(raw / name) as file:
+                np.testing.assert_array_equal(reader.data[i, ..., 0], file["tensor"][reader.source_row[i]])
+                assert reader.parameters[i] == [file.attrs["Nu"]]
+                np.testing.assert_array_equal(reader.time, file["t-coordinate"][:-1])
+                np.testing.assert_array_equal(reader.coordinates["x"], file["x-coordinate"][:])
+            seen += 1
+    assert seen == 60
+    assert manifest["parameters"] == {"viscosity": {"raw_name": "Nu", "values": [0.001, 0.1, 1.0]}}
+
+
+def test_no_initial_condition_stands_in_two_splits(raw, tmp_path):
+    manifest = convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    starts = {n: {r.data[i, 0].tobytes() for i in range(len(r))} for n, r in converted(tmp_path / "out").items()}
+    assert [len(starts[n]) for n in NAMES] == [16, 2, 2]
+    assert not starts["train"] & starts["test"] and not starts["train"] & starts["val"]
+    assert manifest["leaked_share"] == 0
+
+
+def test_tasks_that_share_their_initial_conditions_share_their_split(raw, tmp_path):
+    advection = tmp_path / "advection"
+    for beta in (0.1, 4.0):
+        path = advection / f"1D_Advection_Sols_beta{beta}.hdf5"
+        write_one_array(path, line_values(20, decay=beta / 9), {"beta": beta})
+    one = convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    other = convert_grid("advection1d", convert_knobs(advection), SPLITS, tmp_path / "out")
+    assert {n: f["groups"] for n, f in one["splits"].items()} == {n: f["groups"] for n, f in other["splits"].items()}
+
+
+def test_statistics_are_those_of_train_alone(raw, tmp_path):
+    manifest = convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    train = converted(tmp_path / "out")["train"].data.astype(np.float64)
+    found = manifest["statistics"]["channels"]["u"]
+    assert found["mean"] == pytest.approx(train.mean(), rel=1e-9, abs=1e-12)
+    assert found["std"] == pytest.approx(train.std(), rel=1e-9)
+    assert (found["minimum"], found["maximum"]) == (train.min(), train.max())
+
+
+def test_the_bytes_do_not_depend_on_workers_or_blocks_of_time(raw, tmp_path, monkeypatch):
+    for workers in (1, 2, 3):
+        convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / f"out{workers}", workers=workers)
+    assert digests(tmp_path / "out1") == digests(tmp_path / "out2") == digests(tmp_path / "out3")
+    monkeypatch.setattr(grid, "BLOCK", 128)  # two frames a block: a sample larger than memory is cut in time
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "small", workers=2)
+    for name in NAMES:
+        one, other = (GridReader(tmp_path / folder / f"burgers1d_{name}.h5").data for folder in ("out1", "small"))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_plain_h5py_reads_the_file_in_the_stated_format(raw, tmp_path):
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    with h5py.File(tmp_path / "out/burgers1d_test.h5") as file:
+        assert file["data"].dtype == "<f4" and file["data"].shape == (6, 6, 16, 1) and file["data"].chunks is None
+        assert json.loads(file.attrs["channels"]) == ["u"] and json.loads(file.attrs["parameter_names"]) == [
+            "viscosity"
+        ]
+        assert file.attrs["format"] == "ups-data/grid" and file.attrs["version"] == 1
+        assert json.loads(file["manifest"][()])["key"]
+
+
+def test_limit_and_samples_take_the_first_ones(raw, tmp_path):
+    manifest = convert_grid("burgers1d", convert_knobs(raw, limit=2, samples=10), SPLITS, tmp_path / "out")
+    assert [f["samples"] for f in manifest["source"]["files"]] == [10, 10]
+    assert manifest["parameters"]["viscosity"]["values"] == [0.001, 0.1]
+
+
+def test_the_official_split_is_a_choice(raw, tmp_path):
+    splits = SPLITS.model_copy(update={"protocol": "pdebench"})
+    convert_grid("burgers1d", convert_knobs(raw), splits, tmp_path / "out")
+    assert set(converted(tmp_path / "out")["test"].source_row) == {0, 1}, "the first tenth of every file"
+
+
+def test_the_generic_form_converts_any_grid_files_into_one(raw, tmp_path, capsys):
+    out = tmp_path / "mydata_train.h5"
+    flags = ["--pattern", str(raw / "*.hdf5"), "--out", str(out), "--limit", "2", "--samples", "3"]
+    assert stage.main(flags) == 0
+    assert GridReader(out).shape == (6, 6, 16, 1)
+    assert "6 samples of 2 files" in capsys.readouterr().out
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+
+def write_fields(path, shape, value=0.0, names=("density", "pressure", "Vx", "Vy")):
+    with h5py.File(path, "w") as file:
+        for i, name in enumerate(names):
+            file[name] = (np.arange(np.prod(shape)).reshape(shape) + 1000 * i + value).astype(np.float32)
+        for axis, points in zip("xyz", shape[2:], strict=False):
+            file[f"{axis}-coordinate"] = np.linspace(0, 1, points, dtype=np.float32)
+        file["t-coordinate"] = np.arange(shape[1] + 1, dtype=np.float32)
+        file.attrs.update({"eta": 1e-8, "zeta": 1e-8, "M": 0.1})
+
+
+def test_several_fields_become_channels_in_a_stated_order(tmp_path):
+    path = tmp_path / "2D_CFD_Rand_M0.1_Eta1e-08_Zeta1e-08_periodic_8_Train.hdf5"
+    write_fields(path, (10, 3, 4, 5))
+    convert_grid("cfd2d", convert_knobs(tmp_path), SPLITS, tmp_path / "out")
+    reader = converted(tmp_path / "out", "cfd2d")["train"]
+    assert reader.channels == ["density", "pressure", "velocity_x", "velocity_y"]
+    assert reader.parameter_names == ["bulk_viscosity", "mach_number", "shear_viscosity"]
+    assert reader.parameters[0].tolist() == [1e-8, 0.1, 1e-8]
+    with h5py.File(path) as file:
+        for channel, name in enumerate(("density", "pressure", "Vx", "Vy")):
+            np.testing.assert_array_equal(reader.data[..., channel], file[name][:][reader.source_row])
+    assert reader.shape[1:] == (3, 4, 5, 4) and list(reader.coordinates) == ["x", "y"]
+
+
+def test_incompressible_flow_keeps_velocity_scalar_force_and_viscosity(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        with h5py.File(tmp_path / f"ns_incom_inhom_2d_512-{i}.h5", "w") as file:
+            file.create_dataset("velocity", data=rng.normal(size=(4, 5, 8, 8, 2)).astype("f4"), compression="lzf")
+            file.create_dataset("particles", data=rng.normal(size=(4, 5, 8, 8, 1)).astype("f4"), compression="lzf")
+            file["force"] = rng.normal(size=(4, 8, 8, 2)).astype("f4")
+            file["t"] = np.tile(np.arange(5, dtype="f4"), (4, 1))
+            file.attrs["config"] = "NU: 0.01\nsim: {path: '${hydra:runtime.cwd}', boundary: x}\n"
+            file.attrs["latestIndex"] = 4
+    manifest = convert_grid("navier_stokes2d", convert_knobs(tmp_path, "*.h5"), SPLITS, tmp_path / "out")
+    reader = converted(tmp_path / "out", "navier_stokes2d")["train"]
+    assert reader.channels == ["velocity_x", "velocity_y", "scalar"]
+    assert reader.static_channels == ["force_x", "force_y"]
+    assert manifest["parameters"]["viscosity"] == {"raw_name": "NU", "values": [0.01]}
+    for i in range(len(reader)):
+        with h5py.File(tmp_path / f"ns_incom_inhom_2d_512-{reader.source_file[i]}.h5") as file:
+            row = reader.source_row[i]
+            np.testing.assert_array_equal(reader.data[i, ..., :2], file["velocity"][row])
+            np.testing.assert_array_equal(reader.data[i, ..., 2:], file["particles"][row])
+            np.testing.assert_array_equal(reader.static[i], file["force"][row])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1D_Burgers_Sols_Nu0.001.hdf5", {"viscosity": ("Nu", 0.001)}),
+        ("1D_Advection_Sols_beta4.0.hdf5", {"advection_speed": ("beta", 4.0)}),
+        (
+            "1D_CFD_Rand_Eta1.e-8_Zeta1.e-8_trans_Train.hdf5",
+            {"bulk_viscosity": ("Zeta", 1e-8), "shear_viscosity": ("Eta", 1e-8)},
+        ),
+        ("ReacDiff_Nu0.5_Rho10.0.hdf5", {"reaction_rate": ("Rho", 10.0), "viscosity": ("Nu", 0.5)}),
+    ],
+)
+def test_odd_spellings_in_names_are_read(tmp_path, name, expected):
+    write_one_array(tmp_path / name, line_values(2))
+    with open_raw(tmp_path / name) as raw:
+        assert raw.parameters == expected
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def spoil_text(path):
+    path.write_text("this is an error page")
+
+
+def spoil_truncate(path):
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def spoil_key(path):
+    with h5py.File(path, "r+") as file:
+        del file["t-coordinate"]
+
+
+def spoil_nan(path):
+    with h5py.File(path, "r+") as file:
+        file["tensor"][3, 2, 5] = np.nan
+
+
+def spoil_resolution(path):
+    write_one_array(path, line_values(20, points=32), {"Nu": 0.1})
+
+
+def spoil_parameter(path):
+    with h5py.File(path, "r+") as file:
+        file.attrs["Nu"] = 0.2
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_text, ["not an HDF5 file"]),
+        (spoil_truncate, ["truncated"]),
+        (spoil_key, ["'t-coordinate' is missing"]),
+        (spoil_nan, ["u is nan", "sample 3", "frame 2", "(5,)"]),
+        (spoil_resolution, ["resolution is 32", "expected 16"]),
+        (spoil_parameter, ["0.1 in the name", "0.2 in the attribute"]),
+    ],
+)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_file_is_named_and_old_outputs_stay(raw, tmp_path, spoil, words, workers):
+    out = tmp_path / "out"
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, out)
+    before = digests(out)
+    spoil(raw / "1D_Burgers_Sols_Nu0.1.hdf5")
+    with pytest.raises(UpsDataError) as caught:
+        convert_grid("burgers1d", convert_knobs(raw), SPLITS, out, workers=workers)
+    for word in ["1D_Burgers_Sols_Nu0.1.hdf5", *words]:
+        assert word in str(caught.value)
+    assert digests(out) == before and not (out / ".burgers1d.partial").exists()
+
+
+def test_no_matching_file_is_a_sentence(tmp_path, capsys):
+    assert stage.main(["burgers1d", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
+    assert f"no file matches {tmp_path}" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(UpsDataError, match=r"needs .* GB but .* GB free"):
+        convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    assert digests(tmp_path / "out") == {}
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(raw, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(grid.os, "pwrite", full)
+    out = tmp_path / "out"
+    assert stage.main(["--pattern", str(raw / "*.hdf5"), "--out", str(out / "x_train.h5"), "--workers", "1"]) == 1
+    assert "no room left" in capsys.readouterr().err
+    assert digests(out) == {} and not (out / ".x.partial").exists()
+
+
+# --- kills ---------------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from ups_data.conversion import grid
+from tests.raw import SPLITS, convert_knobs
+grid.BLOCK = 4096
+left, write = int(sys.argv[3]), os.pwrite
+
+def counted(*args):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return write(*args)
+
+grid.os.pwrite = counted
+grid.convert_grid("burgers1d", convert_knobs(sys.argv[1]), SPLITS, sys.argv[2], workers=1)
+"""
+
+
+def test_a_killed_conversion_goes_on_to_the_same_bytes(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "BLOCK", 4096)
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "whole")
+    for seed in range(3):
+        out = tmp_path / f"out{seed}"
+        for _ in range(3):
+            moment = str(random.Random(seed).randint(5, 40))
+            done = subprocess.run([sys.executable, "-c", KILLED, str(raw), str(out), moment], cwd=Path.cwd())
+            assert done.returncode in (0, -9)
+            visible = set(digests(out))
+            assert visible in (set(), set(digests(tmp_path / "whole"))), "never half of the outputs"
+        copied = []
+        real = grid.copy_block
+        monkeypatch.setattr(grid, "copy_block", lambda *a, real=real, copied=copied: copied.append(a) or real(*a))
+        convert_grid("burgers1d", convert_knobs(raw), SPLITS, out, workers=1)
+        assert digests(out) == digests(tmp_path / "whole")
+        monkeypatch.setattr(grid, "copy_block", real)
+
+
+def test_a_conversion_that_goes_on_does_not_redo_finished_blocks(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "BLOCK", 4096)
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(raw), str(tmp_path / "out"), "40"], cwd=Path.cwd())
+    assert killed.returncode == -9
+    finished = len((tmp_path / "out/.burgers1d.partial/journal.jsonl").read_text().splitlines()) - 1
+    assert finished > 0
+    copied = []
+    real = grid.copy_block
+    monkeypatch.setattr(grid, "copy_block", lambda *a: copied.append(a) or real(*a))
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out", workers=1)
+    assert len(copied) == 6 - finished, "a file of 20 samples of 384 bytes is two blocks of 4096"

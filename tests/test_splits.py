@@ -1,0 +1,81 @@
+"""A split never shares an initial condition, and statistics do not depend on how the data was cut."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.raw import SPLITS
+from ups_data.errors import UpsDataError
+from ups_data.params import Splits
+from ups_data.splits import assign_splits, group_id, leaked_share, positional_splits
+from ups_data.statistics import Moments, merge_all
+
+
+@given(st.lists(st.integers(0, 40), min_size=50, max_size=200).filter(lambda g: len(set(g)) >= 3), st.integers(0, 9))
+def test_a_group_is_never_divided_and_every_split_is_filled(rows, seed):
+    groups = [f"{g:032x}" for g in rows]
+    splits = SPLITS.model_copy(update={"seed": seed})
+    assigned = assign_splits(groups, splits)
+    names = [assigned[g] for g in groups]
+    assert set(names) == {"train", "val", "test"}
+    assert leaked_share(groups, names) == 0
+    assert assigned == assign_splits(groups[::-1], splits), "the order of the rows must not matter"
+
+
+def test_the_shares_are_exact():
+    assigned = assign_splits([f"{i:032x}" for i in range(10_000)], SPLITS)
+    counts = {name: list(assigned.values()).count(name) for name in ("train", "val", "test")}
+    assert counts == {"train": 8000, "val": 1000, "test": 1000}
+
+
+def test_another_seed_is_another_split():
+    groups = [f"{i:032x}" for i in range(100)]
+    assert assign_splits(groups, SPLITS) != assign_splits(groups, SPLITS.model_copy(update={"seed": 1}))
+
+
+def test_too_few_initial_conditions_are_refused():
+    with pytest.raises(UpsDataError, match="2 distinct initial conditions cannot fill train, val, test"):
+        assign_splits(["a", "b", "a"], SPLITS)
+
+
+def test_a_share_of_zero_gets_nothing():
+    splits = Splits(protocol="grouped", seed=0, train=0.5, val=0.0, test=0.5)
+    assert set(assign_splits(["a", "b", "c"], splits).values()) == {"train", "test"}
+
+
+def test_equal_states_are_one_group_and_unequal_ones_are_not():
+    state = np.array([[0.0, 1.0], [2.0, 3.0]])
+    assert group_id(state) == group_id(state.astype(np.float32))
+    assert group_id(np.array([0.0])) == group_id(np.array([-0.0]))
+    assert group_id(state) != group_id(state.T)
+    assert group_id(state) != group_id(state.reshape(-1))
+
+
+def test_the_official_split_leaks_when_several_files_are_pooled():
+    names = [n for file in positional_splits([10, 10], SPLITS, test_first=True) for n in file]
+    assert names[0] == "test" and names[10] == "test"
+    other_order = [f"{(i * 7) % 10}" for i in range(10)]  # its twins stand in other rows
+    assert leaked_share([*map(str, range(10)), *other_order[::-1]], names) > 0
+
+
+@settings(deadline=None)
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**32 - 1), st.floats(-1e3, 1e3))
+def test_moments_merge_to_those_of_the_whole(channels, rows, seed, offset):
+    values = (np.random.default_rng(seed).normal(size=(3, rows, channels)) + offset).astype(np.float32)
+    merged = merge_all(Moments.of(part) for part in values)
+    flat = values.reshape(-1, channels).astype(np.float64)
+    assert merged.count == 3 * rows
+    np.testing.assert_allclose(merged.mean, flat.mean(0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(merged.std, flat.std(0), rtol=1e-7, atol=1e-9)
+    np.testing.assert_array_equal(merged.minimum, flat.min(0))
+    np.testing.assert_array_equal(merged.maximum, flat.max(0))
+    assert Moments.from_list(merged.to_list()).to_list() == merged.to_list()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("channel", [0, 1])
+def test_moments_never_hide_a_value_that_is_not_finite(bad, channel):
+    values = np.zeros((100_000, 2), np.float32)
+    values[77_777, channel] = bad
+    assert not Moments.of(values).is_finite()
