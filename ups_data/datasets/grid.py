@@ -46,8 +46,9 @@ class GridDataset(Dataset):
         space = (slice(None, None, self.space_stride),) * axes
         times = slice(start * self.time_stride, (start + self.window - 1) * self.time_stride + 1, self.time_stride)
         return {
-            "fields": torch.from_numpy(np.ascontiguousarray(self.reader.data[(sample, times, *space)])),
-            "static": torch.from_numpy(np.ascontiguousarray(self.reader.static[sample][space] if axes else [])),
+            # np.array copies: the mapped file is read-only, a tensor is not.
+            "fields": torch.from_numpy(np.array(self.reader.data[(sample, times, *space)])),
+            "static": torch.from_numpy(np.array(self.reader.static[(sample, *space)])),
             "parameters": torch.from_numpy(self.reader.parameters[sample].astype(np.float32)),
             "time": torch.from_numpy(self.reader.time[times].astype(np.float32)),
             **self.coordinates,

@@ -108,7 +108,9 @@ class GridReader:
             self.parameters: np.ndarray = file["parameters"][:]
             self.groups: list[str] = [g.decode() for g in file["group"][:]]
             self.static_channels: list[str] = self.manifest["static_channels"]
-            self.static: np.ndarray = file["static"][:] if "static" in file else np.zeros((self.shape[0], 0), "f4")
+            self.static: np.ndarray = (
+                file["static"][:] if "static" in file else np.zeros((self.shape[0], *self.shape[2:-1], 0), "f4")
+            )
             self.source_file, self.source_row = file["source_file"][:], file["source_row"][:]
         needed = self._offset + int(np.prod(self.shape)) * 4
         if self.path.stat().st_size < needed:
