@@ -1,0 +1,437 @@
+"""Meshes: shards are checked, splits and statistics honest, stores small in number of files, datasets safe."""
+
+import json
+import os
+import shutil
+import signal
+import zipfile
+from itertools import pairwise
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from ups_data.conversion.points import convert_points
+from ups_data.datasets import MeshZarrDataset
+from ups_data.errors import UpsDataError
+from ups_data.files import checksum
+from ups_data.geometry import edges_of_cells
+from ups_data.params import SPLITS, Convert, Splits
+from ups_data.simulate.darcy_mesh import shard as darcy_shard
+from ups_data.sources import mesh_npz
+from ups_data.sources.mesh_npz import MeshShard
+from ups_data.sources.npz import write_npz
+from ups_data.stores import packed
+from ups_data.stores.mesh import MeshStore
+
+TASK = "darcy2d_mesh"
+SPLIT = Splits(protocol="grouped", seed=0, train=0.6, val=0.2, test=0.2)
+
+
+def knobs(root, **changes):
+    plain = {"source": "npz", "root": str(root), "folder": "raw", "pattern": "*.npz", "limit": None, "samples": None}
+    return Convert(**plain | changes)
+
+
+def convert(root, out="out", **changes):
+    return convert_points(TASK, "mesh", knobs(root, **changes), SPLIT, root / out)
+
+
+def contents(folder):
+    return {p.relative_to(folder).as_posix(): checksum(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def stores(folder):
+    return {split: MeshStore(folder / f"{TASK}_{split}.zarr") for split in SPLITS}
+
+
+def plain_shard(**changes):
+    """Two triangles and two samples, the least there is."""
+    fields = np.arange(8, dtype=np.float32).reshape(2, 4)
+    arrays = {
+        "coords": np.array([[0, 0], [1, 0], [1, 1], [0, 1.0]]),
+        "cells": np.array([[0, 1, 2], [0, 2, 3]], dtype=np.int32),
+        "permeability": 1 + fields,
+        "solution": fields,
+    }
+    return {name: value for name, value in (arrays | changes).items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def raw():
+    """Three shards of real problems, the last two on one mesh."""
+    first = darcy_shard("square", 0.25, 4, (0, 0))
+    second, third = darcy_shard("disk", 0.25, 4, (0, 0)), darcy_shard("disk", 0.25, 8, (0, 0))
+    tail = {name: third[name][4:] for name in ("permeability", "source", "solution")}
+    return [first, second, third | tail]
+
+
+@pytest.fixture(scope="module")
+def converted(raw, tmp_path_factory):
+    root = tmp_path_factory.mktemp("mesh")
+    for index, arrays in enumerate(raw):
+        write_npz(root / "raw" / f"m{index}.npz", arrays)
+    convert(root)
+    return root
+
+
+# --- the shard -----------------------------------------------------------------------------------
+
+
+def test_missing_edges_and_laplacian_are_built(tmp_path, raw):
+    bare = {k: v for k, v in raw[0].items() if k != "edges" and not k.startswith("laplacian")}
+    with MeshShard(write_npz(tmp_path / "m.npz", bare)) as shard:
+        for name in ("edges", "laplacian_indices", "laplacian_indptr", "laplacian_data"):
+            assert np.array_equal(getattr(shard.topology, name), raw[0][name])
+
+
+def test_a_single_precision_laplacian_and_turned_edges_are_accepted(tmp_path, raw):
+    changed = {"laplacian_data": raw[0]["laplacian_data"].astype(np.float32), "edges": raw[0]["edges"][::-1, ::-1]}
+    with MeshShard(write_npz(tmp_path / "m.npz", raw[0] | changed)) as shard:
+        assert np.array_equal(shard.topology.edges, edges_of_cells(raw[0]["cells"]))
+
+
+NAN = np.array([[0, 1, 2, 3], [4, np.nan, 6, 7]], dtype=np.float32)
+LAPLACIAN = {
+    "laplacian_data": np.array([1, -0.5, -0.5, -0.5, 1, -0.5, -0.5, 1, -0.5, -0.5, -0.5, 1]),
+    "laplacian_indices": np.array([0, 1, 3, 0, 1, 2, 1, 2, 3, 0, 2, 3]),
+    "laplacian_indptr": np.array([0, 3, 6, 9, 12]),
+}
+
+
+def test_the_hand_made_laplacian_of_a_square_is_accepted(tmp_path):
+    with MeshShard(write_npz(tmp_path / "m.npz", plain_shard(**LAPLACIAN))) as shard:
+        assert shard.samples == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"coords": None}, "needs the key 'coords'"),
+        ({"coords": np.zeros((4, 4))}, r"coords: got shape \(4, 4\)"),
+        ({"coords": np.array([[0, 0], [1, 0], [1, np.inf], [0, 1]])}, r"coords\[2, 1\]: got inf"),
+        ({"cells": np.array([[0, 1, 2], [0, 2, 4]])}, r"cells: got a number outside 0..3"),
+        ({"cells": np.array([[0, 1, 2], [0, 2, -1]])}, r"cells: got a number outside 0..3"),
+        ({"cells": np.array([[0, 1, 2], [0, 2, 2]])}, r"cells\[1\]: got a triangle of no area"),
+        ({"cells": np.array([[0.0, 1, 2]])}, "cells: got float64, expected integers"),
+        ({"edges": np.array([[0, 1], [1, 2], [0, 2], [2, 3]])}, "edges: got 4 .* expected each of their 5"),
+        ({"solution": None}, "fields: got permeability, expected the key 'solution'"),
+        ({"solution": NAN}, r"solution\[1, 1\]: got nan, expected a finite number"),
+        ({"solution": np.zeros((2, 5))}, r"solution: got shape \(2, 5\), expected \[N\], \[S, N\] with N = 4"),
+        ({"permeability": np.ones((3, 4))}, "permeability: got 3 samples, expected 2 as solution has"),
+        ({"solution": np.full((2, 4), 1e300)}, r"solution\[\d, 0\]: got inf"),
+        (LAPLACIAN | {"laplacian_indptr": None}, "needs the key 'laplacian_indptr'"),
+        (LAPLACIAN | {"laplacian_indptr": np.array([1, 3, 6, 9, 12])}, "laplacian_indptr: got 1..12"),
+        (LAPLACIAN | {"laplacian_indptr": np.array([0, 3, 6, 9, 11])}, "laplacian_indptr: got 0..11"),
+        (LAPLACIAN | {"laplacian_indptr": np.array([0, 6, 3, 9, 12])}, "laplacian_indptr: .* a climb"),
+        (LAPLACIAN | {"laplacian_indptr": np.array([0, 3, 12])}, r"laplacian_indptr: got shape \(3,\)"),
+        (LAPLACIAN | {"laplacian_indices": np.array([0, 1, 3, 0, 1, 2, 1, 2, 3, 0, 2, 2])}, "columns out of order"),
+        (LAPLACIAN | {"laplacian_indices": np.array([0, 1, 3, 0, 1, 2, 1, 2, 3, 0, 2, 4])}, "outside 0..3"),
+        (LAPLACIAN | {"laplacian_data": -LAPLACIAN["laplacian_data"]}, "laplacian_data: got a matrix off by 2.0"),
+        (LAPLACIAN | {"laplacian_data": LAPLACIAN["laplacian_data"] * 1.001}, "laplacian_data: got a matrix off"),
+    ],
+)
+def test_a_bad_shard_is_refused_with_a_sentence_and_old_outputs_stay(tmp_path, changes, sentence):
+    for index in range(4):
+        write_npz(tmp_path / f"raw/{index}.npz", plain_shard(solution=np.full((2, 4), index, dtype=np.float32)))
+        write_npz(tmp_path / f"raw/{index}.npz", plain_shard(permeability=np.full((2, 4), 1.0 + index)))
+    (tmp_path / f"out/{TASK}_train.zarr").mkdir(parents=True)
+    write_npz(tmp_path / "raw/5.npz", plain_shard(**changes))
+    before = contents(tmp_path)
+    with pytest.raises(UpsDataError, match=sentence) as error:
+        convert(tmp_path)
+    assert "5.npz" in str(error.value)
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert [p.name for p in (tmp_path / "out").iterdir() if not p.name.endswith(".lock")] == [f"{TASK}_train.zarr"]
+
+
+def pickled(path):
+    np.savez(path, **plain_shard(), note=np.array([{"a": 1}], dtype=object))
+
+
+def truncated(path):
+    write_npz(path, plain_shard())
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def corrupt(path):
+    write_npz(path, plain_shard())
+    data = bytearray(path.read_bytes())
+    data[data.index(plain_shard()["coords"].tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+def boastful(path):
+    """A header that announces more numbers than there are."""
+    write_npz(path.with_suffix(".honest"), plain_shard())
+    with zipfile.ZipFile(path.with_suffix(".honest")) as honest, zipfile.ZipFile(path, "w") as target:
+        for name in honest.namelist():
+            target.writestr(name, honest.read(name).replace(b"'shape': (4, 2)", b"'shape': (9, 2)"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (pickled, "note holds pickled Python objects, which are never loaded"),
+        (truncated, "is not a whole .npz file"),
+        (corrupt, "is not a whole .npz file .*CRC"),
+        (boastful, "coords announces 144 bytes of numbers and holds 64"),
+        (lambda path: path.write_bytes(b"no zip at all"), "is not a whole .npz file"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("a.txt", "hello"), "is not a whole .npz file"),
+    ],
+)
+def test_a_file_that_is_no_npz_is_refused(tmp_path, spoil, sentence):
+    path = tmp_path / "m.npz"
+    spoil(path)
+    with pytest.raises(UpsDataError, match=sentence):
+        MeshShard(path)
+
+
+@pytest.mark.parametrize("save", [np.savez_compressed, np.savez])
+def test_compressed_and_column_major_arrays_read_alike(tmp_path, raw, save):
+    save(tmp_path / "m.npz", **{name: np.asfortranarray(value) for name, value in raw[0].items()})
+    with MeshShard(tmp_path / "m.npz") as shard:
+        blocks = np.concatenate(list(shard.blocks([1, 3], shard.channels, 1)))
+    expected = np.stack([raw[0][name][[1, 3]] for name in shard.channels], axis=-1)
+    assert np.array_equal(blocks, expected)
+
+
+# --- the conversion ------------------------------------------------------------------------------
+
+
+def test_every_field_of_every_sample_is_kept_with_its_source(converted, raw):
+    seen = set()
+    for store in stores(converted / "out").values():
+        assert store.channels == ["permeability", "source", "solution"]
+        for sample in range(len(store)):
+            file, row = int(store.source_file[sample]), int(store.source_row[sample])
+            item = store.read(sample)
+            for channel, name in enumerate(store.channels):
+                assert np.array_equal(item["fields"][0, :, channel], raw[file][name][row])
+            for name in ("coords", "cells", "edges", "laplacian_data", "laplacian_indices", "laplacian_indptr"):
+                assert np.array_equal(item[name], raw[file][name])
+            seen.add((file, row))
+    assert seen == {(file, row) for file in range(3) for row in range(4)}
+
+
+def test_a_mesh_that_shards_share_is_stored_once(converted, raw):
+    store = stores(converted / "out")["train"]
+    assert sorted(set(store.source_file)) == [0, 1, 2]
+    assert len(store.all("coords")) == len(raw[0]["coords"]) + len(raw[1]["coords"])
+    assert store.manifest["resolution"]["topologies"] == 2
+
+
+def test_splits_are_disjoint_and_twins_stay_together(tmp_path, raw):
+    for index in range(3):
+        write_npz(tmp_path / f"raw/copy{index}.npz", raw[0] | {"viscosity": np.float64(index)})
+    manifest = convert(tmp_path)
+    groups = [set(manifest["splits"][split]["groups"]) for split in SPLITS]
+    assert len(groups[0] | groups[1] | groups[2]) == sum(map(len, groups)) == 4
+    for store in stores(tmp_path / "out").values():
+        for row in set(store.source_row):
+            assert set(store.source_file[store.source_row == row]) == {0, 1, 2}
+        assert sorted(set(store.parameters[:, 0])) == [0, 1, 2]
+    assert manifest["parameters"] == {"viscosity": {"raw_name": "viscosity", "values": [0.0, 1.0, 2.0]}}
+
+
+def test_statistics_come_from_train_alone(converted):
+    opened = stores(converted / "out")
+    train = opened["train"]
+    values = train.all("fields").astype(np.float64)
+    for store in opened.values():
+        assert store.manifest["statistics"]["count"] == len(values)
+        for channel, name in enumerate(store.channels):
+            facts = store.manifest["statistics"]["channels"][name]
+            assert facts["mean"] == pytest.approx(values[:, channel].mean(), rel=1e-12)
+            assert facts["std"] == pytest.approx(values[:, channel].std(), rel=1e-9)
+            assert (facts["minimum"], facts["maximum"]) == (values[:, channel].min(), values[:, channel].max())
+
+
+def test_manifest_stands_beside_and_inside_the_stores(converted):
+    manifest = json.loads((converted / f"out/{TASK}_manifest.json").read_text())
+    assert manifest["roles"] == {"input": ["permeability", "source"], "target": ["solution"]}
+    assert manifest["frames"] == 1
+    for split, store in stores(converted / "out").items():
+        assert store.manifest == manifest
+        assert manifest["splits"][split]["samples"] == len(store)
+        assert sorted(store.groups) == manifest["splits"][split]["groups"]
+
+
+def test_a_second_run_and_one_after_a_kill_give_the_same_bytes(converted, tmp_path, monkeypatch):
+    before = contents(converted / "out")
+    shutil.copytree(converted / "raw", tmp_path / "raw")
+    with monkeypatch.context() as patch:
+        patch.setattr("ups_data.files.publish", lambda *paths: os.kill(os.getpid(), signal.SIGKILL))
+        victim = get_context("fork").Process(target=convert, args=(tmp_path,))
+        victim.start()
+        victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    assert (tmp_path / f"out/.{TASK}.partial").exists()
+    assert not list((tmp_path / "out").glob("*.zarr"))
+    convert(tmp_path)
+    assert contents(tmp_path / "out") == before
+
+
+def test_a_store_is_a_few_files_whatever_the_number_of_samples(converted, tmp_path, raw):
+    write_npz(tmp_path / "raw/m.npz", {k: np.tile(v, (40, 1)) if v.shape[0] == 4 else v for k, v in raw[0].items()})
+    shard = tmp_path / "raw/m.npz"
+    arrays = dict(np.load(shard))
+    arrays["source"] += np.arange(160, dtype=np.float32)[:, None]
+    write_npz(shard, arrays)
+    convert(tmp_path)
+    few, many = (len(contents(root / f"out/{TASK}_train.zarr")) for root in (converted, tmp_path))
+    assert many == few < 50
+
+
+def test_limit_and_samples_take_less(converted):
+    manifest = convert(converted, "less", limit=2, samples=3)
+    assert [(f["name"], f["samples"]) for f in manifest["source"]["files"]] == [("raw/m0.npz", 3), ("raw/m1.npz", 3)]
+    assert sum(facts["samples"] for facts in manifest["splits"].values()) == 6
+
+
+def test_the_root_may_be_the_folder_itself(converted, tmp_path):
+    manifest = convert_points(TASK, "mesh", knobs(converted / "raw"), SPLIT, tmp_path)
+    assert sum(s["samples"] for s in manifest["splits"].values()) == 12
+
+
+@pytest.mark.parametrize(
+    ("second", "sentence"),
+    [
+        (plain_shard(pressure=np.ones((2, 4))), r"channels is \['permeability', 'pressure', 'solution'\], expected"),
+        (plain_shard(coords=np.eye(4)[:, :3]), "dimensions is 3, expected 2 as in 0.npz"),
+        (plain_shard(beta=np.float64(1)), r"parameters is \['beta'\], expected \[\]"),
+        (plain_shard(times=np.arange(3.0), solution=np.ones((2, 3, 4))), "frames is 3, expected 1"),
+    ],
+)
+def test_shards_that_differ_in_kind_are_refused(tmp_path, second, sentence):
+    write_npz(tmp_path / "raw/0.npz", plain_shard())
+    write_npz(tmp_path / "raw/1.npz", second)
+    with pytest.raises(UpsDataError, match=sentence):
+        convert(tmp_path)
+
+
+def test_no_matching_file_and_an_official_split_are_sentences(tmp_path):
+    with pytest.raises(UpsDataError, match="no file matches"):
+        convert(tmp_path)
+    official = SPLIT.model_copy(update={"protocol": "pdebench"})
+    with pytest.raises(UpsDataError, match="expected 'grouped'"):
+        convert_points(TASK, "mesh", knobs(tmp_path), official, tmp_path)
+
+
+# --- fields in time ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory):
+    """Five samples of five frames on four nodes, with a coefficient that is constant in time."""
+    root = tmp_path_factory.mktemp("moving")
+    rng = np.random.default_rng(0)
+    arrays = plain_shard(
+        solution=None,
+        times=np.linspace(0, 1, 5),
+        permeability=rng.random((5, 4), dtype=np.float32),
+        temperature=rng.random((5, 5, 4), dtype=np.float32),
+    )
+    write_npz(root / "raw/m.npz", arrays)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mesh_npz, "BLOCK_BYTES", 70)  # two frames a block
+        manifest = convert(root)
+    return root, arrays, manifest
+
+
+def test_fields_in_time_keep_every_frame_and_constant_ones_are_repeated(moving):
+    root, arrays, manifest = moving
+    assert manifest["roles"] == {"input": ["permeability"], "target": ["temperature"]}
+    assert (manifest["frames"], manifest["time_step"]) == (5, 0.25)
+    for store in stores(root / "out").values():
+        for sample, row in enumerate(store.source_row):
+            fields = store.fields(sample)
+            assert np.array_equal(fields[..., 1], arrays["temperature"][row])
+            assert np.array_equal(fields[..., 0], np.broadcast_to(arrays["permeability"][row], (5, 4)))
+            assert np.array_equal(store.fields(sample, 2, 4), fields[2:4])
+
+
+def test_a_window_dataset_counts_every_window_of_every_trajectory(moving):
+    dataset = MeshZarrDataset(moving[0] / f"out/{TASK}_train.zarr", window=2)
+    assert len(dataset) == 3 * 4
+    item = dataset[5]
+    assert (item["sample"], item["start"]) == (1, 1)
+    assert torch.equal(item["times"], torch.tensor([0.25, 0.5]))
+    assert np.array_equal(item["fields"].numpy(), dataset.store.fields(1, 1, 3))
+    with pytest.raises(IndexError):
+        dataset[12]
+
+
+@pytest.mark.parametrize("window", [0, 6])
+def test_a_window_that_does_not_fit_is_refused(moving, window):
+    with pytest.raises(UpsDataError, match=f"window of {window} frames, expected 1 to 5"):
+        MeshZarrDataset(moving[0] / f"out/{TASK}_train.zarr", window=window)
+
+
+# --- the dataset and the store -------------------------------------------------------------------
+
+
+def test_an_item_is_torch_tensors_of_the_whole_sample(converted):
+    item = MeshZarrDataset(converted / f"out/{TASK}_train.zarr")[0]
+    nodes = len(item["coords"])
+    assert item["fields"].shape == (1, nodes, 3)
+    assert {item[k].dtype for k in ("fields", "coords", "laplacian_data", "times", "parameters")} == {torch.float32}
+    assert {item[k].dtype for k in ("cells", "edges", "laplacian_indices", "laplacian_indptr")} == {torch.int64}
+    assert item["laplacian_indptr"].shape == (nodes + 1,)
+    rows = torch.repeat_interleave(torch.arange(nodes), item["laplacian_indptr"].diff())
+    sums = torch.zeros(nodes).index_add(0, rows, item["laplacian_data"])
+    assert sums.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_worker_processes_read_what_this_one_reads(converted, method):
+    dataset = MeshZarrDataset(converted / f"out/{TASK}_train.zarr")
+    expected = [dataset[i] for i in range(len(dataset))]  # the parent has its store open when it forks
+    loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context=method)
+    for got, wanted in zip(loader, expected, strict=True):
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(torch.as_tensor(got[k]), torch.as_tensor(wanted[k])) for k in wanted)
+
+
+def test_a_store_that_is_missing_damaged_or_foreign_is_a_sentence(converted, tmp_path):
+    with pytest.raises(UpsDataError, match="is missing; make it"):
+        MeshStore(tmp_path / "none.zarr")
+    (tmp_path / "empty.zarr").mkdir()
+    with pytest.raises(UpsDataError, match="is not a readable Zarr v3 group"):
+        MeshStore(tmp_path / "empty.zarr")
+    broken = tmp_path / "broken.zarr"
+    shutil.copytree(converted / f"out/{TASK}_train.zarr", broken)
+    (broken / "fields/c/0/0").unlink()
+    with pytest.raises(UpsDataError, match="fields/c/0/0 is missing"):
+        MeshStore(broken).fields(0)
+    (broken / "zarr.json").write_text((broken / "zarr.json").read_text().replace("ups-data/mesh", "other/mesh"))
+    with pytest.raises(UpsDataError, match="got format 'other/mesh' version 1, expected 'ups-data/mesh'"):
+        MeshStore(broken)
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), width=st.sampled_from([(), (3,)]))
+def test_packed_rows_come_back_whatever_the_sizes_of_blocks_and_shards(tmp_path_factory, sizes, width):
+    values = np.random.default_rng(0).normal(size=(sum(sizes), *width))
+    offsets = packed.offsets_of(sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "CHUNK_BYTES", 64)
+        patch.setattr(packed, "SHARD_BYTES", 256)
+        group = packed.create_group(tmp_path_factory.mktemp("packed") / "g.zarr")
+        packer = packed.Packer(group, "a", values.shape, "<f8")
+    for start, stop in pairwise(offsets):
+        packer.append(values[start:stop])
+    packer.close()
+    assert np.array_equal(group["a"][:], values)
+
+
+def test_a_packer_that_got_too_few_rows_refuses_to_close(tmp_path):
+    packer = packed.Packer(packed.create_group(tmp_path / "g.zarr"), "a", (3,), "<f4")
+    packer.append(np.zeros(2))
+    with pytest.raises(UpsDataError, match="/a: got 2 rows, expected 3"):
+        packer.close()

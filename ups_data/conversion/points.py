@@ -1,0 +1,140 @@
+"""Raw mesh and particle shards to one Zarr store a split.
+
+A first look at every shard checks it and names every sample's initial condition; then the splits are decided, and each
+split is written by streaming its samples out of the shards. All outputs are made in a folder beside the final ones
+and appear when all of them are whole; a killed run leaves that folder, and the next one starts afresh in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ups_data import console, files
+from ups_data.conversion.files import raw_files
+from ups_data.conversion.shards import Scan, Written, scan_meshes, scan_particles, write_meshes, write_particles
+from ups_data.errors import UpsDataError
+from ups_data.manifest import build_manifest, manifest_path
+from ups_data.params import SPLITS, Convert, Splits
+from ups_data.splits import assign_splits, leaked_share
+from ups_data.stores import mesh, particles
+
+KINDS = {
+    "mesh": (scan_meshes, write_meshes, mesh.describe),
+    "particles": (scan_particles, write_particles, particles.describe),
+}
+SLACK = 64 << 20  # bytes on disk beside the fields: topologies, graphs, metadata
+
+
+def convert_points(task: str, kind: str, knobs: Convert, splits: Splits, out: str | Path) -> dict[str, object]:
+    """Convert a task into `<out>/<task>_{train,val,test}.zarr` and its manifest, which is returned.
+
+    `kind`: mesh or particles. Raises UpsDataError for bad input, leaving old outputs untouched.
+    """
+    if splits.protocol != "grouped":
+        raise UpsDataError(
+            f"splits.protocol of {task}: got {splits.protocol!r}, expected 'grouped': PDEBench has no {kind} data, "
+            "so there is no official split of it"
+        )
+    scan_shards, write_shards, describe = KINDS[kind]
+    root, paths = raw_files(knobs)
+    scan = scan_shards(paths, knobs.samples)
+    groups = [sample.group for sample in scan.samples]
+    assigned = assign_splits(groups, splits)
+    names = [assigned[group] for group in groups]
+    chosen = {split: [i for i, name in enumerate(names) if name == split] for split in SPLITS if split in names}
+    out = Path(out)
+    with _workplace(out, task) as folder:
+        files.require_space(folder, sum(scan.sizes) + SLACK, f"converting {task}")
+        with console.progress(f"convert {task}", sum(scan.sizes), "B") as bar:
+            written = {split: write_shards(scan, rows, folder / split, bar) for split, rows in chosen.items()}
+        manifest = _manifest(task, kind, scan, root, splits, names, written)
+        for split in chosen:
+            describe(folder / split, task, split, manifest)
+        for split in SPLITS:
+            target = out / f"{task}_{split}.zarr"
+            if split in chosen:
+                files.publish(folder / split, target)
+            else:
+                files.remove(target)  # an empty split must not leave an older one standing
+        files.write_json(manifest_path(out, task), manifest)
+    return manifest
+
+
+@contextmanager
+def _workplace(out: Path, task: str) -> Iterator[Path]:
+    """An empty folder beside the outputs, held by this process alone and gone afterwards."""
+    out.mkdir(parents=True, exist_ok=True)
+    folder = out / f".{task}.partial"
+    lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UpsDataError(
+                f"{folder}: another conversion of this task is at work; wait for it or stop it"
+            ) from None
+        files.remove(folder)  # what a killed run left
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            files.remove(folder)
+    finally:
+        os.close(lock)
+
+
+def _manifest(
+    task: str,
+    kind: str,
+    scan: Scan,
+    root: Path,
+    splits: Splits,
+    names: list[str],
+    written: dict[str, Written],
+) -> dict[str, object]:
+    groups = [sample.group for sample in scan.samples]
+    values = np.array([sample.parameters for sample in scan.samples]).reshape(len(groups), -1)
+    described = [m.to_manifest(channels) for channels, m in written.get("train", next(iter(written.values())))]
+    steps = np.diff(scan.times)
+    return build_manifest(
+        task=task,
+        kind=kind,
+        channels=scan.facts["channels"],
+        parameters={name: (name, values[:, i]) for i, name in enumerate(scan.facts["parameters"])},
+        shape={
+            "resolution": _resolution(scan),
+            "frames": len(scan.times),
+            "time_step": float(steps[0]) if len(steps) and np.allclose(steps, steps[0]) else None,
+            "periodic": [period > 0 for period in scan.facts["box"]]
+            if kind == "particles"
+            else [False] * scan.facts["dimensions"],
+        },
+        splits=splits,
+        groups={split: [g for g, name in zip(groups, names, strict=True) if name == split] for split in written},
+        statistics={
+            "count": described[0]["count"],
+            "channels": {name: facts for part in described for name, facts in part["channels"].items()},
+        },
+        fingerprint={split: [m.to_list() for _, m in parts] for split, parts in written.items()},
+        leaked_share=leaked_share(groups, names),
+        files=[
+            {"name": path.relative_to(root).as_posix(), "size": path.stat().st_size, "samples": count}
+            for path, count in zip(scan.paths, scan.counts, strict=True)
+        ],
+        **({"roles": scan.facts["roles"]} if kind == "mesh" else {}),
+    )
+
+
+def _resolution(scan: Scan) -> dict[str, object]:
+    """Meshes: how many, and the least and most nodes; particles: how many, or the least and most."""
+    if scan.topologies:
+        nodes = [sizes["node"] for sizes, _ in scan.topologies]
+        return {"topologies": len(nodes), "nodes": [min(nodes), max(nodes)]}
+    counts = sorted({sample.particles for sample in scan.samples})
+    return {"particles": counts[0] if len(counts) == 1 else [counts[0], counts[-1]]}

@@ -1,0 +1,1 @@
+"""The sample raw data: real solvers that write the official file layout."""

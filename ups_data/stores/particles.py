@@ -1,0 +1,125 @@
+"""Particles on disk: one Zarr v3 group a split, trajectories packed one after another.
+
+Sample s has T frames of P_s particles in D dimensions; P_s may differ from sample to sample.
+    positions         float32 [rows, D]   frame after frame, particle after particle, from sample_offsets[s]
+    velocities        float32 [rows, D]   likewise
+    particle_offsets  int64 [S + 1]       particle_offsets[s + 1] - particle_offsets[s] = P_s
+    graph_indptr      int32 [..]          neighbour graph of frame 0 within `radius`, CSR; the run of sample s is rows
+                                          particle_offsets[s] + s .. particle_offsets[s + 1] + s + 1
+    graph_indices     int32 [E]           its columns; sample s stands between graph_offsets [S + 1]
+    radius            float64 [S]
+    box               float64 [S, D]      the period of every axis, 0 where it is not periodic
+    times, parameters, group, source_file, source_row: as for meshes
+Attributes: format "ups-data/particles", version, task, split, channels, parameter_names, manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ups_data.geometry import edges_of_graph
+from ups_data.stores import packed
+
+FORMAT = "ups-data/particles"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(packed.Sample):
+    """What is stored of a sample beside its trajectory and its graph."""
+
+    particles: int
+    radius: float
+    box: np.ndarray  # float64 [D]
+
+
+def write_particles(
+    path: Path,
+    samples: Sequence[Sample],
+    runs: Iterable[tuple[str, np.ndarray]],
+    entries: Sequence[int],
+) -> None:
+    """Write all arrays of a new store; `describe` completes it.
+
+    `runs`: (name, block) with blocks [.., P, D] of positions and velocities, [P + 1] of graph_indptr and [E_s] of
+    graph_indices, each array's in the order of the samples; they are taken one at a time, so that memory stays bounded.
+    `entries`: E_s of every sample.
+    """
+    group = packed.create_group(path)
+    packed.write_samples(group, samples)
+    packed.write_array(group, "radius", np.array([s.radius for s in samples], dtype="<f8"))
+    packed.write_array(group, "box", np.array([s.box for s in samples], dtype="<f8"))
+    dimension = len(samples[0].box)
+    particles = packed.offsets_of([s.particles for s in samples])
+    rows = packed.offsets_of([s.particles * len(s.times) for s in samples])
+    graph = packed.offsets_of(entries)
+    for name, offsets in (("particle_offsets", particles), ("sample_offsets", rows), ("graph_offsets", graph)):
+        packed.write_array(group, name, offsets)
+    packers = {
+        "positions": packed.Packer(group, "positions", (int(rows[-1]), dimension), "<f4"),
+        "velocities": packed.Packer(group, "velocities", (int(rows[-1]), dimension), "<f4"),
+        "graph_indptr": packed.Packer(group, "graph_indptr", (int(particles[-1]) + len(samples),), "<i4"),
+        "graph_indices": packed.Packer(group, "graph_indices", (int(graph[-1]),), "<i4"),
+    }
+    for name, block in runs:
+        packers[name].append(block.reshape(-1, *packers[name].array.shape[1:]))
+    for packer in packers.values():
+        packer.close()
+
+
+def describe(path: Path, task: str, split: str, manifest: Mapping) -> None:
+    """Complete a written store with its attributes."""
+    packed.describe(path, format=FORMAT, task=task, split=split, manifest=manifest)
+
+
+class ParticleStore(packed.PackedReader):
+    """An open particle store; `read` gives trajectories or windows of them as numpy arrays.
+
+    Raises UpsDataError for a store that is missing, damaged or of another format.
+    """
+
+    def __init__(self, path: str | Path):
+        super().__init__(path, FORMAT)
+        self.radius, self.box = self.all("radius"), self.all("box")
+        self.sample_offsets, self.graph_offsets = self.all("sample_offsets"), self.all("graph_offsets")
+        self.particle_offsets = self.all("particle_offsets")
+
+    def particles(self, sample: int) -> int:
+        """Number of particles of a sample."""
+        return int(self.particle_offsets[sample + 1] - self.particle_offsets[sample])
+
+    def trajectory(self, name: str, sample: int, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """`positions` or `velocities` of frames start..stop of a sample: float32 [t, P, D]."""
+        start, stop = self.bounds(sample, start, stop)
+        count, first = self.particles(sample), int(self.sample_offsets[sample])
+        rows = self.rows(name, first + start * count, first + stop * count)
+        return rows.reshape(stop - start, count, rows.shape[1])
+
+    def graph(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
+        """The neighbour graph of frame 0 as CSR: indptr int32 [P + 1], indices int32 [E]."""
+        first, last = (int(n) + sample for n in self.particle_offsets[sample : sample + 2])
+        indptr = self.rows("graph_indptr", first, last + 1)
+        return indptr, self.rows("graph_indices", *(int(n) for n in self.graph_offsets[sample : sample + 2]))
+
+    def read(self, sample: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
+        """Frames start..stop of a sample with everything about it.
+
+        Keys: positions and velocities [t, P, D], times [t], parameters [Q], radius, box [D], and the neighbour
+        graph of frame 0: indptr [P + 1], indices [E], edges [E, 2].
+        """
+        start, stop = self.bounds(sample, start, stop)
+        indptr, indices = self.graph(sample)
+        return {
+            "positions": self.trajectory("positions", sample, start, stop),
+            "velocities": self.trajectory("velocities", sample, start, stop),
+            "times": self.times[sample, start:stop],
+            "parameters": self.parameters[sample],
+            "radius": self.radius[sample],
+            "box": self.box[sample],
+            "indptr": indptr,
+            "indices": indices,
+            "edges": edges_of_graph(indptr, indices),
+        }
