@@ -6,7 +6,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env repro test test-all lint format lock clean
+.PHONY: help env repro test test-slow lint format lock clean
 
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -26,8 +26,8 @@ repro: env       ## run the whole pipeline on the sample data, then print the me
 test: env        ## the tests, a few minutes on two cores
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: env    ## the tests and the slow ones, as CI runs them
-	$(BIN)/python -m pytest
+test-slow: env   ## the tests that take longer; CI runs both
+	$(BIN)/python -m pytest -m slow
 
 lint: env        ## style and types of public functions
 	$(BIN)/ruff check .
