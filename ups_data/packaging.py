@@ -1,0 +1,108 @@
+"""Converted splits to one published archive and its registry entry."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ups_data import archive, console, files, registry
+from ups_data.errors import UpsDataError
+from ups_data.manifest import manifest_path, read_manifest
+from ups_data.params import SPLITS, Package
+
+STORES = {"grid": ".h5", "mesh": ".zarr", "particles": ".zarr"}
+
+
+def package_dataset(
+    task: str, knobs: Package, data: Path, out: Path, entries: Path, workers: int | None = None
+) -> tuple[Path, registry.Entry]:
+    """Pack the splits and the manifest of `task` from `data` into out/<name>.upk (.tar.gz), write its entry.
+
+    The same inputs give the same bytes. Raises UpsDataError where a split is missing or is of another
+    conversion than the manifest says. Returns the archive and the entry.
+    """
+    manifest = read_manifest(data, task)
+    stores = {s: f"{task}_{s}{STORES[manifest['kind']]}" for s in SPLITS if s in manifest["splits"]}
+    for split, store in stores.items():
+        key = split_manifest(data / store).get("key")
+        if key != manifest["key"]:
+            raise UpsDataError(
+                f"{data / store} is of another conversion (key {str(key)[:12]}) than {manifest_path(data, task)} "
+                f"(key {manifest['key'][:12]}), split {split}; convert again with `dvc repro convert@{task}`"
+            )
+    names = [*stores.values(), manifest_path(data, task).name]
+    sources = archive.collect(data, names)
+    target = out / f"{knobs.name}.{knobs.suffix}"
+    with console.progress(f"package {knobs.name}", sum(p.stat().st_size for p in sources.values()), "B") as bar:
+        members = archive.pack(sources, target, knobs.codec, workers, bar.advance)
+    entry = _entry(task, knobs, manifest, stores, members, target)
+    registry.write_entry(entries, knobs.name, entry)
+    return target, entry
+
+
+def split_manifest(path: Path) -> dict:
+    """The manifest that a converted split carries: `/manifest` of a grid file, an attribute of a Zarr group."""
+    try:
+        if path.is_dir():
+            group = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+            return group["attributes"]["manifest"]
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            return json.loads(file["manifest"][()])
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UpsDataError(f"{path} is missing or is no converted split ({error}); run `dvc repro convert`") from None
+
+
+def item(path: str, members: Sequence[archive.Member]) -> registry.Item:
+    """The size and checksum of a file or folder among the members of an archive."""
+    own = [m for m in members if m.path == path or m.path.startswith(path + "/")]
+    if [m.path for m in own] == [path]:
+        sha256 = own[0].sha256
+    else:
+        sha256 = registry.tree_digest({m.path.removeprefix(path + "/"): m.sha256 for m in own})
+    return registry.Item(path=path, files=len(own), size=sum(m.size for m in own), sha256=sha256)
+
+
+def _entry(
+    task: str,
+    knobs: Package,
+    manifest: Mapping,
+    stores: Mapping[str, str],
+    members: Sequence[archive.Member],
+    target: Path,
+) -> registry.Entry:
+    packed = registry.Archive(
+        file=target.name,
+        codec=knobs.codec,
+        size=target.stat().st_size,
+        sha256=files.checksum(target),
+        md5=files.checksum(target, "md5"),
+    )
+    splits = {
+        split: registry.SplitItem(samples=manifest["splits"][split]["samples"], **item(store, members).model_dump())
+        for split, store in stores.items()
+    }
+    statistics = manifest["statistics"]["channels"]
+    source = manifest["source"]["files"]
+    return registry.Entry(
+        kind=manifest["kind"],
+        task=task,
+        version=int(re.search(r"_v([0-9]+)$", knobs.name)[1]),
+        description=knobs.description,
+        archive=packed,
+        splits=splits,
+        manifest=item(manifest_path("", task).name, members),
+        resolution=manifest["resolution"],
+        parameters={name: [float(v) for v in p["values"]] for name, p in manifest["parameters"].items()},
+        channels=list(manifest["channels"]),
+        normalisation={
+            name: registry.Normalisation(mean=float(s["mean"]), std=float(s["std"])) for name, s in statistics.items()
+        },
+        protocol=manifest["protocol"],
+        seed=manifest["seed"],
+        source={"files": len(source), "size": sum(f["size"] for f in source)},
+        wandb=None,
+    )
