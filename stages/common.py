@@ -44,6 +44,12 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
         ending = work(args)
     except UpsDataError as error:
         return _fail(parser.prog, str(error), 1)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("ups_data", "stages"):
+            raise
+        return _fail(
+            parser.prog, f"{sys.executable} has no package {error.name}; run `make env` and `. .venv/bin/activate`", 1
+        )
     except KeyboardInterrupt:
         return _fail(parser.prog, "interrupted; run the same command again to go on", 130)
     except MemoryError:
