@@ -18,6 +18,11 @@ def set_level(level: int) -> None:
     _level = level
 
 
+def is_quiet() -> bool:
+    """Whether the person asked for quiet."""
+    return _level < NORMAL
+
+
 def say(text: str) -> None:
     """A line for the person, unless they asked for quiet."""
     if _level >= NORMAL:
@@ -58,6 +63,12 @@ class Progress:
                 f"{_scaled(rate)} {self.unit}/s, {left:.0f} s left {note}".rstrip(),
                 flush=True,
             )
+
+    def expect(self, amount: float) -> None:
+        """Count `amount` more of the unit as to be done."""
+        self.total += amount
+        if self.bar is not None:
+            self.bar.total = self.total
 
     def close(self) -> None:
         """Take the bar off the terminal."""
