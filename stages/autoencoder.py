@@ -1,0 +1,57 @@
+"""Train the autoencoder of a task on its converted train split; the weights are chosen on the val split.
+
+Writes models/<task>/autoencoder.safetensors and the learning curve reports/<task>/autoencoder.csv. A killed run goes
+on from its last saved state.
+
+    python -m stages.autoencoder burgers1d
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.common import run, stage_parser
+from ups_data.params import dataset_params, load_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and train; returns the exit status."""
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.autoencoder burgers1d")
+    parser.add_argument("task", help="a dataset of params.yaml")
+    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
+    parser.add_argument(
+        "--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside"
+    )
+    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the learning curves")
+    parser.add_argument("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    return run(train, parser, argv)
+
+
+def train(args: argparse.Namespace) -> str:
+    """Train the autoencoder of the task; returns the last line to print."""
+    knobs = dataset_params(load_params(args.params, args.set), args.task)
+    from ups_data.execution import pick_device
+    from ups_data.files import remove, write_csv
+    from ups_data.manifest import content_key
+    from ups_data.models.autoencoder import save_autoencoder
+    from ups_data.training.autoencoder import round_trip, train_autoencoder
+    from ups_data.training.frames import open_frames
+    from ups_data.training.loop import CURVE
+
+    device = pick_device(args.device)
+    train, val = (open_frames(args.data, args.task, split, knobs.kind, knobs.view) for split in ("train", "val"))
+    state = Path(".state/autoencoder") / args.task
+    key = content_key(data=train.manifest["key"], knobs=knobs.autoencoder.model_dump(), view=knobs.view.model_dump())
+    model, curve = train_autoencoder(args.task, train, val, knobs.autoencoder, state=state, key=key, device=device)
+    save_autoencoder(Path(args.models) / args.task / "autoencoder.safetensors", model, knobs.autoencoder.steps)
+    write_csv(Path(args.reports) / args.task / "autoencoder.csv", CURVE, curve)
+    remove(state)
+    errors = ", ".join(f"{channel} {error:.2g}" for channel, error in round_trip(model, val, device).items())
+    return f"{args.task}: round-trip nRMSE on val: {errors}; next: python -m stages.latents {args.task}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

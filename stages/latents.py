@@ -1,0 +1,96 @@
+"""Encode the converted splits of one or more tasks with their trained autoencoders.
+
+Writes data/latent_cache/<task>_<split>/, whole or not at all. A cache that is up to date is left as it is; one of
+another autoencoder, dataset, view or dtype is replaced with --overwrite alone.
+
+    python -m stages.latents burgers1d --splits train val --dtype float16
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.common import run, stage_parser
+from ups_data.console import say
+from ups_data.params import SPLITS, Dataset, dataset_params, load_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and encode; returns the exit status."""
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.latents burgers1d --splits train val")
+    add = parser.add_argument
+    add("tasks", nargs="+", metavar="task", help="datasets of params.yaml")
+    add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which splits (all)")
+    add("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
+    add("--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside")
+    add("--cache-dir", default="data/latent_cache", metavar="DIR", help="folder to write to, a cache a split inside")
+    add("--latent-len", type=_count, metavar="L", help="tokens the autoencoder must have (knob autoencoder.latent_len)")
+    add("--latent-dim", type=_count, metavar="D", help="numbers a token must have (knob autoencoder.latent_dim)")
+    add("--batch-size", type=_count, metavar="N", help="frames encoded at once (knob latents.batch)")
+    add("--dtype", choices=("float16", "bfloat16", "float32"), help="number format (knob latents.dtype)")
+    add("--workers", type=int, default=1, metavar="N", help="threads that read ahead; 0 reads in turn; same bytes")
+    add("--pin-memory", action="store_true", help="read into page-locked memory: faster copies to a GPU")
+    add("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    add("--overwrite", action="store_true", help="replace caches, also those that are up to date")
+    return run(encode, parser, argv)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def encode(args: argparse.Namespace) -> str:
+    """Write the caches asked for; returns the last line to print."""
+    params = load_params(args.params, args.set)
+    chosen = {task: dataset_params(params, task) for task in args.tasks}
+    for task, knobs in chosen.items():
+        _encode_task(args, task, knobs)
+    return f"{', '.join(chosen)}: latents in {args.cache_dir}; next: python -m stages.train {args.tasks[0]}"
+
+
+def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset) -> None:
+    from ups_data.execution import pick_device
+    from ups_data.models.autoencoder import load_autoencoder
+    from ups_data.stores.latents import cache_folder, cache_is_current
+    from ups_data.training.caching import cache_split, check_fit, constituents
+    from ups_data.training.frames import open_frames
+
+    device = pick_device(args.device)
+    autoencoder = load_autoencoder(Path(args.models) / task / "autoencoder.safetensors", device)
+    wanted = {"latent_len": args.latent_len, "latent_dim": args.latent_dim}
+    asked = knobs.autoencoder.model_copy(update={name: value for name, value in wanted.items() if value})
+    check_fit(autoencoder, task, asked, knobs.view)
+    given = {"batch": args.batch_size, "dtype": args.dtype}
+    latents = knobs.latents.model_copy(update={name: value for name, value in given.items() if value})
+    for split in args.splits:
+        folder = cache_folder(args.cache_dir, task, split)
+        frames = open_frames(args.data, task, split, knobs.kind, knobs.view)
+        if not args.overwrite and cache_is_current(folder, constituents(autoencoder, frames, latents.dtype)):
+            say(f"{folder}: already there")
+            continue
+        manifest = cache_split(
+            autoencoder,
+            frames,
+            folder,
+            latents,
+            device=device,
+            workers=args.workers,
+            pin_memory=args.pin_memory,
+            label=f"{task} {split}",
+        )
+        errors = {name: error for role in manifest["reconstruction"].values() for name, error in role.items()}
+        say(
+            f"{folder}: {manifest['bytes'] / 1e6:.2f} MB for {manifest['data_bytes'] / 1e6:.2f} MB of data "
+            f"({manifest['bytes'] / manifest['data_bytes']:.2f}), round-trip nRMSE "
+            + ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""Latent caches: the same bytes every time, whole or absent, and unreadable once anything they depend on changed."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages import latents as stage
+from ups_data.errors import UpsDataError
+from ups_data.files import checksum, read_json
+from ups_data.models.autoencoder import build_autoencoder, save_autoencoder
+from ups_data.params import View
+from ups_data.stores.latents import LatentCache, cache_is_current, open_cache
+from ups_data.training import caching
+from ups_data.training.caching import cache_split, constituents
+
+from .small_data import CPU, LATENTS, TASKS, WRITERS, frames_of, trained
+
+KINDS = tuple(TASKS)
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for write in WRITERS.values():
+        write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(data):
+    return {kind: trained(data, kind, steps=20)[0] for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def caches(data, models, tmp_path_factory):
+    root = tmp_path_factory.mktemp("caches")
+    for kind in KINDS:
+        write(root, data, models, kind)
+    return root
+
+
+def write(root, data, models, kind="grid", split="train", knobs=LATENTS, **options):
+    return cache_split(
+        models[kind], frames_of(data, kind, split), folder(root, kind, split), knobs, device=CPU, **options
+    )
+
+
+def folder(root, kind="grid", split="train"):
+    return root / f"{TASKS[kind]}_{split}"
+
+
+def contents(path):
+    return {p.name: checksum(p) for p in sorted(path.iterdir())}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_cached_is_what_the_encoder_says_in_half_precision(caches, data, models, kind):
+    cache, frames = LatentCache(folder(caches, kind)), frames_of(data, kind)
+    assert (cache.samples, cache.frames, cache.roles) == (frames.samples, frames.frames, list(models[kind].roles))
+    assert np.array_equal(cache.parameters, frames.parameters)
+    assert np.array_equal(cache.times, frames.times)
+    for role in cache.roles:
+        with torch.no_grad():
+            latents = models[kind].encode(frames.read(np.arange(len(frames)), role), role)
+        found = cache.load(role)
+        assert found.shape == (cache.samples, cache.frames, torch.Size(cache.token_grid).numel(), cache.latent_dim)
+        torch.testing.assert_close(found.flatten(0, 1), latents, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_read_is_a_slice_of_all(caches, kind):
+    cache = LatentCache(folder(caches, kind))
+    for role in cache.roles:
+        everything = cache.load(role)
+        for sample in (0, cache.samples // 2, cache.samples - 1):
+            assert torch.equal(cache.read(role, sample), everything[sample])
+            start = cache.frames - 1
+            assert torch.equal(cache.read(role, sample, start, cache.frames), everything[sample, start:])
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("grid", 0), ("grid", 2), ("mesh", 2), ("particles", 2)])
+def test_bytes_are_the_same_on_every_run_whatever_the_number_of_workers(caches, data, models, tmp_path, kind, workers):
+    write(tmp_path, data, models, kind, workers=workers)
+    assert contents(folder(tmp_path, kind)) == contents(folder(caches, kind))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_shards_of_any_size_hold_the_same_latents(caches, data, models, tmp_path, monkeypatch, rows):
+    whole = LatentCache(folder(caches))
+    trajectory = whole.load("state")[0].numel() * 2
+    write_cache = caching.write_cache
+    monkeypatch.setattr(
+        caching, "write_cache", lambda *a, **kw: write_cache(*a, **kw | {"shard_bytes": rows * trajectory})
+    )
+    write(tmp_path, data, models)
+    cache = LatentCache(folder(tmp_path))
+    assert len(list(folder(tmp_path).glob("latents-*"))) == -(-cache.samples // rows)
+    assert torch.equal(cache.load("state"), whole.load("state"))
+    last = cache.samples - 1
+    assert torch.equal(cache.read("state", last, 1, 3), whole.read("state", last, 1, 3))
+
+
+@pytest.mark.parametrize(("dtype", "bits", "tolerance"), [("float32", 4, 0.0), ("bfloat16", 2, 2**-8)])
+def test_the_number_format_is_a_choice(caches, data, models, tmp_path, dtype, bits, tolerance):
+    manifest = write(tmp_path, data, models, knobs=LATENTS.model_copy(update={"dtype": dtype}))
+    frames = frames_of(data, "grid")
+    with torch.no_grad():
+        exact = models["grid"].encode(frames.read(np.arange(len(frames)), "state"), "state")
+    found = LatentCache(folder(tmp_path)).load("state").flatten(0, 1)
+    torch.testing.assert_close(found, exact, rtol=tolerance, atol=1e-5)
+    shard = manifest["files"]["latents-00000.safetensors"]["size"]
+    assert shard - exact.numel() * bits in range(1, 1000)  # the header
+    assert manifest["key"] != LatentCache(folder(caches)).key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_manifest_tells_the_error_and_a_cache_smaller_than_the_data(caches, data, models, kind):
+    manifest = LatentCache(folder(caches, kind)).manifest
+    frames = frames_of(data, kind)
+    expected = {"grid": {"state": ["u"]}, "particles": {"state": ["velocity_x", "velocity_y"]}}.get(
+        kind, {"input": ["permeability", "source"], "target": ["solution"]}
+    )
+    assert {role: list(errors) for role, errors in manifest["reconstruction"].items()} == expected
+    role = list(expected)[-1]
+    frame = frames.read(np.arange(len(frames)), role)
+    decoded = models[kind].decode(torch.cat(list(LatentCache(folder(caches, kind)).load(role))), frame, role).detach()
+    mask = frame.get("mask", torch.ones(frame["fields"].shape[:-1]))
+    rms = [((f**2) * mask[..., None]).sum(1).sqrt() for f in (decoded - frame["fields"], frame["fields"])]
+    error = (rms[0] / rms[1])[:, -1].mean().item()
+    assert manifest["reconstruction"][role][expected[role][-1]] == pytest.approx(error, rel=1e-4)
+    numbers = sum(
+        int(frames.read(np.arange(len(frames)), r).get("mask", mask).sum()) * len(n) for r, n in expected.items()
+    )
+    assert manifest["data_bytes"] == 4 * numbers
+    assert manifest["bytes"] == sum(p.stat().st_size for p in folder(caches, kind).glob("*.safetensors"))
+    assert kind == "mesh" or manifest["bytes"] < manifest["data_bytes"]  # so few fields do not outweigh their meshes
+
+
+def test_a_mesh_cache_says_where_to_decode(caches, data, models):
+    cache, frames = LatentCache(folder(caches, "mesh")), frames_of(data, "mesh")
+    samples = [0, cache.samples - 1]
+    geometry, frame = cache.geometry(samples), frames.read(np.array(samples), "target")
+    assert all(torch.equal(geometry[name], frame[name]) for name in ("coords", "mask", "boundary"))
+    latents = torch.stack([cache.read("target", sample)[0] for sample in samples])
+    with torch.no_grad():
+        fields = models["mesh"].decode(latents, geometry, "target")
+    assert fields.shape == frame["fields"].shape
+
+
+def test_grids_need_no_places_and_particles_are_decoded_on_a_regular_grid(caches):
+    assert LatentCache(folder(caches)).geometry([0]) is None
+    geometry = LatentCache(folder(caches, "particles")).geometry([0, 3])
+    points = geometry["coords"].shape[1]
+    assert geometry["mask"].shape == (2, points)
+    for axis in (0, 1):
+        places, counts = geometry["coords"][0, :, axis].unique(return_counts=True)
+        assert len(places) ** 2 == points
+        assert (counts == len(places)).all()
+
+
+def test_a_cache_of_other_weights_config_normaliser_view_or_data_is_refused_by_name(caches, data, models):
+    model = models["grid"]
+    open_cache(caches, TASKS["grid"], "train", model)
+    changes = {
+        "weights": {},
+        "config": {"task": "other"},
+        "normaliser": {"normaliser": {"u": {"mean": 9.0, "std": 1.0}}},
+        "view": {"view": {"space_stride": 1, "time_stride": 2}},
+        "data": {"data": "0" * 64},
+    }
+    for name, change in changes.items():
+        other = build_autoencoder(model.config | change)
+        other.load_state_dict(model.state_dict())
+        if name == "weights":
+            with torch.no_grad():
+                next(other.parameters()).view(-1)[0] += 1e-3
+        with pytest.raises(UpsDataError, match=rf"is stale: .* another {name} than .*stages\.latents advection1d"):
+            open_cache(caches, TASKS["grid"], "train", other)
+
+
+def test_another_dtype_or_dataset_is_named_before_anything_is_replaced(caches, data, models):
+    expect = constituents(models["grid"], frames_of(data, "grid"), "float16")
+    assert cache_is_current(folder(caches), expect)
+    assert not cache_is_current(caches / "absent_train", expect)
+    with pytest.raises(UpsDataError, match=r"made with another data, another dtype; .* --overwrite"):
+        cache_is_current(folder(caches), expect | {"dtype": "float32", "data": "1"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), r"got \d+ bytes, expected \d+ bytes"),
+        (lambda path: path.unlink(), r"got no file, expected \d+ bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"\xff"), "is corrupt"),
+        (lambda path: path.write_bytes(b"\xff" * path.stat().st_size), "is corrupt"),
+    ],
+)
+@pytest.mark.parametrize("name", ["latents-00000.safetensors", "samples.safetensors"])
+def test_a_damaged_file_is_a_sentence(caches, tmp_path, spoil, sentence, name):
+    shutil.copytree(folder(caches), folder(tmp_path))
+    spoil(folder(tmp_path) / name)
+    with pytest.raises(UpsDataError, match=rf"{name}.*{sentence}.*encode again with"):
+        LatentCache(folder(tmp_path)).load("state")
+
+
+@pytest.mark.parametrize(
+    ("manifest", "sentence"),
+    [(None, "missing or no latent cache"), ("{", "not valid JSON"), ('{"format": "x"}', "got format 'x'")],
+)
+def test_a_folder_that_is_no_cache_is_a_sentence(tmp_path, manifest, sentence):
+    if manifest:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(UpsDataError, match=sentence):
+        LatentCache(tmp_path)
+
+
+@pytest.mark.parametrize("where", [("state", 99, 0, 1), ("state", 0, 2, 2), ("state", 0, 0, 99), ("input", 0, 0, 1)])
+def test_reading_what_is_not_there_is_refused(caches, where):
+    with pytest.raises(UpsDataError, match="expected a role of state, a sample below"):
+        LatentCache(folder(caches)).read(*where)
+
+
+def test_a_killed_run_leaves_the_old_cache_or_none(caches, data, models, tmp_path, monkeypatch):
+    shutil.copytree(folder(caches), folder(tmp_path))
+    before = contents(folder(tmp_path))
+    calls = []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return torch.zeros(len(args[0]), 1, dtype=torch.float64)
+
+    monkeypatch.setattr(caching, "frame_errors", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, data, models, workers=2)
+    assert contents(folder(tmp_path)) == before
+    assert [p.name for p in tmp_path.iterdir()] == [folder(tmp_path).name]
+
+
+def test_an_untrained_encoder_is_never_cached(data, models, tmp_path):
+    untrained = build_autoencoder(models["grid"].config | {"steps": 0})
+    with pytest.raises(UpsDataError, match="trained for 0 steps"):
+        write(tmp_path, data, {"grid": untrained})
+    assert not list(tmp_path.iterdir())
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(data, models, tmp_path):
+    """The stage on the grid data and model of this file, with more flags; returns its exit status."""
+    task, model = TASKS["grid"], models["grid"]
+    save_autoencoder(tmp_path / "models" / task / "autoencoder.safetensors", model, 20)
+    facts = {f"autoencoder.{name}": model.config[name] for name in ("latent_len", "latent_dim")}
+    facts |= {f"view.{name}": value for name, value in model.config["view"].items()}
+    sets = [flag for name, value in facts.items() for flag in ("--set", f"datasets.{task}.{name}={value}")]
+    places = ["--data", str(data), "--models", str(tmp_path / "models"), "--cache-dir", str(tmp_path / "cache")]
+
+    def call(*flags):
+        return stage.main([task, "--params", str(PARAMS), *places, *sets, *flags])
+
+    return call
+
+
+def test_the_stage_encodes_all_splits_and_leaves_what_is_up_to_date(run, data, tmp_path, capsys):
+    assert run("--batch-size", "9", "--workers", "0") == 0
+    said = capsys.readouterr().out
+    for split in ("train", "val", "test"):
+        cache = LatentCache(folder(tmp_path / "cache", split=split))
+        assert cache.samples == frames_of(data, "grid", split).samples
+        assert f"{cache.folder}: " in said
+    before = contents(folder(tmp_path / "cache"))
+    assert run("--splits", "train") == 0
+    assert "already there" in capsys.readouterr().out
+    assert run("--splits", "train", "--dtype", "float32") == 1
+    assert "made with another dtype" in capsys.readouterr().err
+    assert contents(folder(tmp_path / "cache")) == before
+    assert run("--splits", "train", "--dtype", "float32", "--overwrite") == 0
+    assert read_json(folder(tmp_path / "cache") / "manifest.json")["dtype"] == "float32"
+
+
+def test_the_stage_refuses_latents_that_the_autoencoder_does_not_have(run, tmp_path, capsys):
+    assert run("--latent-dim", "5") == 1
+    assert "has latent_dim 4, got 5; train one with `python -m stages.autoencoder" in capsys.readouterr().err
+    assert run("--latent-len", "16") == 1
+    assert "has latent_len 8, got 16" in capsys.readouterr().err
+    assert run("--set", "datasets.advection1d.view.time_stride=3") == 1
+    assert "was trained at the view" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_view_that_differs_is_another_cache(data, models):
+    seen = frames_of(data, "grid", view=View(space_stride=1, time_stride=1))
+    assert len(seen) > len(frames_of(data, "grid"))
+    assert models["grid"].constituents()["view"] == "every 2. point, every 2. frame"

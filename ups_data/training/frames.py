@@ -1,0 +1,196 @@
+"""Frames of converted data as batches of tensors, at the view the models have of it.
+
+Frames of a split are numbered trajectory after trajectory: frame t of sample s is s * frames + t. `read` takes any
+numbers; only what it is asked for is read from the disk.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ups_data.params import View
+from ups_data.stores.grid import GridReader
+
+if TYPE_CHECKING:
+    from ups_data.stores.packed import PackedReader
+
+Frame = dict[str, Tensor]
+SMALLEST = 1e-6  # of a channel's root mean square: smaller fields count as this large in the relative error
+
+
+class Frames:
+    """What all kinds share: the manifest, the roles, how many samples and frames, parameters [S, P], times [T]."""
+
+    def __init__(self, reader: GridReader | PackedReader, frames: int, times: np.ndarray, view: View):
+        self.reader, self.view = reader, view
+        self.manifest, self.parameters = reader.manifest, np.asarray(reader.parameters, dtype=np.float64)
+        self.samples = len(reader)
+        self.times = np.asarray(times, dtype=np.float64)[:: view.time_stride]
+        self.frames = len(range(0, frames, view.time_stride))
+        channels = [name for name in reader.channels if not name.startswith("position")]
+        self.roles: dict[str, list[str]] = self.manifest.get("roles") or {"state": channels}
+
+    def __len__(self) -> int:
+        return self.samples * self.frames
+
+    def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sample and raw frame of every frame number."""
+        sample, frame = np.divmod(index, self.frames)
+        return sample, frame * self.view.time_stride
+
+    def _runs(self, index: np.ndarray):
+        """(rows, sample, raw frames) of frame numbers in a row that belong to one sample."""
+        sample, frame = self._places(index)
+        for number, rows in groupby(range(len(index)), key=lambda row: sample[row]):
+            rows = list(rows)
+            yield rows, int(number), frame[rows]
+
+
+class GridFrames(Frames):
+    """Frames {fields: float32 [B, X.., C]} of a grid file, which is mapped into memory."""
+
+    def __init__(self, path: Path, view: View):
+        reader = GridReader(path)
+        super().__init__(reader, reader.shape[1], reader.time, view)
+        axes = len(reader.shape) - 3
+        every = slice(None, None, view.space_stride)
+        self._view = reader.data[(slice(None), slice(None), *[every] * axes)]
+        self.resolution = list(self._view.shape[2:-1])
+        self._columns = {r: [reader.channels.index(n) for n in names] for r, names in self.roles.items()}
+
+    def read(self, index: np.ndarray, role: str) -> Frame:
+        """The role's channels of those frames."""
+        fields = self._view[self._places(index)]
+        columns = self._columns[role]
+        if columns != list(range(fields.shape[-1])):
+            fields = fields[..., columns]
+        return {"fields": torch.from_numpy(np.ascontiguousarray(fields, dtype=np.float32))}
+
+    def values(self, role: str) -> int:
+        """How many numbers the fields of a role are, all frames together."""
+        return len(self) * int(np.prod(self.resolution)) * len(self.roles[role])
+
+
+class MeshFrames(Frames):
+    """Frames of a mesh store, padded to the largest mesh of the split.
+
+    Keys: fields float32 [B, N, C], coords float32 [B, N, d], mask bool [B, N], boundary float32 [B, N], topology [B].
+    """
+
+    def __init__(self, path: Path, view: View):
+        from ups_data.geometry import boundary_distance
+        from ups_data.stores.mesh import MeshStore
+
+        store = MeshStore(path)
+        super().__init__(store, store.frames, store.times[0], view)
+        self._columns = {r: [store.channels.index(n) for n in names] for r, names in self.roles.items()}
+        self.topology_of = np.asarray(store.topology_of, dtype=np.int64)
+        topologies = [store.topology(k) for k in range(int(self.topology_of.max()) + 1)]
+        self.nodes = np.array([len(t.coords) for t in topologies])
+        shape = (len(topologies), int(self.nodes.max()))
+        self.coords = np.zeros((*shape, topologies[0].coords.shape[1]), np.float32)
+        self.boundary, self.mask = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        for k, topology in enumerate(topologies):
+            nodes = self.nodes[k]
+            self.coords[k, :nodes], self.mask[k, :nodes] = topology.coords, True
+            self.boundary[k, :nodes] = boundary_distance(topology.coords, topology.cells)
+
+    def extent(self) -> tuple[list[list[float]], int]:
+        """The box [[low, high]] an axis that holds all meshes, and the nodes of the largest."""
+        nodes = self.coords[self.mask].astype(np.float64)
+        return [[float(low), float(high)] for low, high in zip(nodes.min(0), nodes.max(0), strict=True)], max(
+            self.nodes.tolist()
+        )
+
+    def read(self, index: np.ndarray, role: str) -> Frame:
+        """The role's channels of those frames, with the meshes they live on."""
+        topology = self.topology_of[self._places(index)[0]]
+        fields = np.zeros((len(index), self.mask.shape[1], len(self._columns[role])), np.float32)
+        for rows, sample, frames in self._runs(index):
+            first, last = int(frames.min()), int(frames.max()) + 1
+            read = self.reader.fields(sample, first, last)[frames - first]
+            fields[rows, : read.shape[1]] = read[..., self._columns[role]]
+        frame = {
+            "fields": fields,
+            "coords": self.coords[topology],
+            "mask": self.mask[topology],
+            "boundary": self.boundary[topology],
+            "topology": topology,
+        }
+        return {name: torch.from_numpy(array) for name, array in frame.items()}
+
+    def values(self, role: str) -> int:
+        """How many numbers the fields of a role are, all frames together."""
+        return int(self.nodes[self.topology_of].sum()) * self.frames * len(self.roles[role])
+
+
+class ParticleFrames(Frames):
+    """Frames of a particle store, padded to the largest number of particles of the split.
+
+    Keys: fields (velocities) float32 [B, P, d], coords (positions) float32 [B, P, d], mask bool [B, P].
+    """
+
+    def __init__(self, path: Path, view: View):
+        from ups_data.stores.particles import ParticleStore
+
+        store = ParticleStore(path)
+        super().__init__(store, store.frames, store.times[0], view)
+        self.particles = np.array([store.particles(s) for s in range(self.samples)])
+
+    def extent(self) -> tuple[list[list[float]], int]:
+        """The box [[low, high]] an axis, and the particles of the largest sample."""
+        channels = self.manifest["statistics"]["channels"]
+        seen = [channels[name] for name in self.reader.channels if name.startswith("position")]
+        box = [
+            [0.0, float(period)] if period > 0 else [position["minimum"], position["maximum"]]
+            for period, position in zip(self.reader.box[0], seen, strict=True)
+        ]
+        return box, int(self.particles.max())
+
+    def read(self, index: np.ndarray, role: str) -> Frame:
+        """Positions and velocities in those frames; the one role is `state`."""
+        dimension = len(self.roles[role])
+        shape = (len(index), int(self.particles.max()))
+        frame = {name: np.zeros((*shape, dimension), np.float32) for name in ("fields", "coords")}
+        mask = np.zeros(shape, bool)
+        for rows, sample, frames in self._runs(index):
+            first, last = int(frames.min()), int(frames.max()) + 1
+            for name, stored in (("fields", "velocities"), ("coords", "positions")):
+                read = self.reader.trajectory(stored, sample, first, last)[frames - first]
+                frame[name][rows, : read.shape[1]] = read
+            mask[rows, : self.particles[sample]] = True
+        return {name: torch.from_numpy(array) for name, array in (frame | {"mask": mask}).items()}
+
+    def values(self, role: str) -> int:
+        """How many numbers the fields of a role are, all frames together."""
+        return int(self.particles.sum()) * self.frames * len(self.roles[role])
+
+
+def open_frames(folder: str | Path, task: str, split: str, kind: str, view: View) -> Frames:
+    """The frames of a split of a task; a missing or damaged file is a sentence."""
+    opener, suffix = {"grid": (GridFrames, "h5"), "mesh": (MeshFrames, "zarr"), "particles": (ParticleFrames, "zarr")}[
+        kind
+    ]
+    return opener(Path(folder) / f"{task}_{split}.{suffix}", view)
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the frame numbers 0 .. count, evenly spread."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
+
+
+def frame_errors(decoded: Tensor, frame: Frame, mean_square: Tensor) -> Tensor:
+    """RMSE over space divided by the target's RMS over space, float64 [B, C]: averaged it is PDEBench's nRMSE."""
+    squares, size = (decoded - frame["fields"]).double().square(), frame["fields"].double().square()
+    if "mask" in frame:
+        squares, size = squares * frame["mask"][..., None], size * frame["mask"][..., None]
+    squares, size = squares.flatten(1, -2).sum(dim=1), size.flatten(1, -2).sum(dim=1)
+    points = frame["mask"].sum(dim=1, keepdim=True) if "mask" in frame else math.prod(decoded.shape[1:-1])
+    return (squares / torch.maximum(size, SMALLEST**2 * mean_square * points)).sqrt()
