@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 
 from stages import convert as stage
-from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_one_array
+from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_fields, write_one_array
 from ups_data import files
 from ups_data.conversion import grid
 from ups_data.conversion.grid import convert_grid
 from ups_data.errors import UpsDataError
-from ups_data.sources.pdebench import open_raw
 from ups_data.stores.grid import GridReader
 
 NAMES = ("train", "val", "test")
@@ -126,26 +125,18 @@ def test_the_generic_form_converts_any_grid_files_into_one(raw, tmp_path, capsys
 # --- layouts -------------------------------------------------------------------------------------
 
 
-def write_fields(path, shape, value=0.0, names=("density", "pressure", "Vx", "Vy")):
-    with h5py.File(path, "w") as file:
-        for i, name in enumerate(names):
-            file[name] = (np.arange(np.prod(shape)).reshape(shape) + 1000 * i + value).astype(np.float32)
-        for axis, points in zip("xyz", shape[2:], strict=False):
-            file[f"{axis}-coordinate"] = np.linspace(0, 1, points, dtype=np.float32)
-        file["t-coordinate"] = np.arange(shape[1] + 1, dtype=np.float32)
-        file.attrs.update({"eta": 1e-8, "zeta": 1e-8, "M": 0.1})
-
-
 def test_several_fields_become_channels_in_a_stated_order(tmp_path):
     path = tmp_path / "2D_CFD_Rand_M0.1_Eta1e-08_Zeta1e-08_periodic_8_Train.hdf5"
-    write_fields(path, (10, 3, 4, 5))
+    values = np.arange(10 * 3 * 4 * 5, dtype=np.float32).reshape(10, 3, 4, 5)
+    names = ("density", "pressure", "Vx", "Vy")
+    write_fields(path, {name: values + 1000 * i for i, name in enumerate(names)}, {"eta": 1e-8, "zeta": 1e-8, "M": 0.1})
     convert_grid("cfd2d", convert_knobs(tmp_path), SPLITS, tmp_path / "out")
     reader = converted(tmp_path / "out", "cfd2d")["train"]
     assert reader.channels == ["density", "pressure", "velocity_x", "velocity_y"]
     assert reader.parameter_names == ["bulk_viscosity", "mach_number", "shear_viscosity"]
     assert reader.parameters[0].tolist() == [1e-8, 0.1, 1e-8]
     with h5py.File(path) as file:
-        for channel, name in enumerate(("density", "pressure", "Vx", "Vy")):
+        for channel, name in enumerate(names):
             np.testing.assert_array_equal(reader.data[..., channel], file[name][:][reader.source_row])
     assert reader.shape[1:] == (3, 4, 5, 4) and list(reader.coordinates) == ["x", "y"]
 
@@ -171,24 +162,6 @@ def test_incompressible_flow_keeps_velocity_scalar_force_and_viscosity(tmp_path)
             np.testing.assert_array_equal(reader.data[i, ..., :2], file["velocity"][row])
             np.testing.assert_array_equal(reader.data[i, ..., 2:], file["particles"][row])
             np.testing.assert_array_equal(reader.static[i], file["force"][row])
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("1D_Burgers_Sols_Nu0.001.hdf5", {"viscosity": ("Nu", 0.001)}),
-        ("1D_Advection_Sols_beta4.0.hdf5", {"advection_speed": ("beta", 4.0)}),
-        (
-            "1D_CFD_Rand_Eta1.e-8_Zeta1.e-8_trans_Train.hdf5",
-            {"bulk_viscosity": ("Zeta", 1e-8), "shear_viscosity": ("Eta", 1e-8)},
-        ),
-        ("ReacDiff_Nu0.5_Rho10.0.hdf5", {"reaction_rate": ("Rho", 10.0), "viscosity": ("Nu", 0.5)}),
-    ],
-)
-def test_odd_spellings_in_names_are_read(tmp_path, name, expected):
-    write_one_array(tmp_path / name, line_values(2))
-    with open_raw(tmp_path / name) as raw:
-        assert raw.parameters == expected
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ SPLIT = Splits(protocol="grouped", seed=0, train=0.6, val=0.2, test=0.2)
 
 
 def knobs(root, **changes):
-    plain = {"source": "npz", "root": str(root), "folder": "raw", "pattern": "*.npz", "limit": None, "samples": None}
-    return Convert(**plain | changes)
+    plain = {"source": "npz", "root": str(root), "folder": "raw", "pattern": "*.npz"}
+    return Convert(**plain | {"limit": None, "samples": None, "float64": "round"} | changes)
 
 
 def convert(root, out="out", **changes):

@@ -30,7 +30,8 @@ def trajectory(seed=0, beta=20.0, count=40):
 
 
 def convert(root, out="out", folder="raw"):
-    knobs = Convert(source="npz", root=str(root), folder=folder, pattern="*.npz", limit=None, samples=None)
+    where = {"source": "npz", "root": str(root), "folder": folder, "pattern": "*.npz"}
+    knobs = Convert(**where, limit=None, samples=None, float64="round")
     splits = Splits(protocol="grouped", seed=0, train=0.6, val=0.2, test=0.2)
     return convert_points(TASK, "particles", knobs, splits, root / out)
 

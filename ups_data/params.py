@@ -92,15 +92,25 @@ Solver = Annotated[LineSolver | FlowSolver | DarcyMeshSolver | ParticleSolver, F
 # --- the datasets --------------------------------------------------------------------------------
 
 
-class Convert(Knobs):
-    """Where the raw files are and how much of them to take."""
+class Tracers(Knobs):
+    """Particles made from the stored frames of a flow: how many a trajectory, their neighbourhood, their seed."""
 
-    source: Literal["pdebench", "npz"]
+    particles: Annotated[int, Field(ge=8)]
+    radius: PositiveFloat  # of the neighbour graph, in the flow's unit of length
+    seed: Count
+
+
+class Convert(Knobs):
+    """Where the raw files are, how they are read and how much of them to take."""
+
+    source: Literal["pdebench", "the_well", "npz"]
     root: str
     folder: str
     pattern: str
     limit: Positive | None  # at most this many files
     samples: Positive | None  # at most this many samples of each file
+    float64: Literal["round", "refuse"]  # what to do with files of float64 numbers; the loss of rounding is reported
+    tracers: Tracers | None = None  # of particles from a flow on a grid (source pdebench), and of nothing else
 
 
 class Splits(Knobs):
@@ -169,10 +179,11 @@ class Train(Optimiser):
 
 
 class Baseline(Optimiser):
-    """A plain network in physical space, to compare with."""
+    """A plain network in physical space, to compare with; `bundle` frames a call on grids, `unroll` calls in training."""
 
     width: Positive
     depth: Positive
+    bundle: Positive
     unroll: Positive
 
 
@@ -214,10 +225,30 @@ class Dataset(Knobs):
     package: Package
 
     @model_validator(mode="after")
+    def _readable(self) -> Dataset:
+        known = {"grid": ("pdebench", "the_well")}.get(self.kind, ("pdebench", "npz"))
+        if self.convert.source not in known:
+            raise ValueError(f"convert.source of the kind {self.kind} is one of {', '.join(known)}")
+        if (self.convert.tracers is None) == (self.kind == "particles" and self.convert.source == "pdebench"):
+            raise ValueError("convert.tracers goes with the kind particles and the source pdebench, and with no other")
+        return self
+
+    @model_validator(mode="after")
     def _stored(self) -> Dataset:
         if self.store != (wanted := "h5" if self.kind == "grid" else "zarr"):
             raise ValueError(f"store of the kind {self.kind} is {wanted}, got {self.store}")
         return self
+
+
+class Sync(Knobs):
+    """The Weights & Biases mirror: where it is, what goes there beside the datasets, how long to try."""
+
+    entity: str | None  # null: the default of the key; WANDB_ENTITY comes before it
+    project: Annotated[str, Field(min_length=1)]  # WANDB_PROJECT comes before it
+    registry: str | None  # link the datasets into collections of this W&B Registry, e.g. dataset
+    models: bool  # the task's trained models too
+    retries: Positive  # of one upload; the client takes 0 as no bound
+    minutes: Positive  # for all uploads of one artifact
 
 
 class Params(Knobs):
@@ -225,6 +256,7 @@ class Params(Knobs):
 
     simulate: dict[str, Solver]
     datasets: dict[str, Dataset]
+    sync: Sync
 
 
 # --- reading -------------------------------------------------------------------------------------

@@ -24,13 +24,15 @@ from pathlib import Path
 import numpy as np
 
 from ups_data import console, files
+from ups_data.conversion.facts import special_facts
 from ups_data.conversion.files import raw_files
-from ups_data.conversion.plan import Plan, check_finite, plan_grid, read_frames
+from ups_data.conversion.plan import Plan, check_finite, plan_grid, read_exact, static_fields
 from ups_data.errors import UpsDataError
 from ups_data.execution import cores
 from ups_data.manifest import build_manifest, content_key, manifest_path
 from ups_data.params import SPLITS, Convert, Splits
-from ups_data.sources.pdebench import RawFile, open_raw
+from ups_data.sources.grids import open_raw
+from ups_data.sources.raw import RawFile
 from ups_data.splits import leaked_share
 from ups_data.statistics import Moments, merge_all
 from ups_data.stores.grid import AXES, create_grid, describe_grid, reset_grid
@@ -59,7 +61,7 @@ def convert_grid(
     The bytes do not depend on `workers`. Raises UpsDataError for bad input, leaving old outputs untouched.
     """
     root, paths = raw_files(knobs)
-    plan = plan_grid(task, root, paths, knobs.samples, splits)
+    plan = plan_grid(task, root, paths, knobs.samples, splits, source=knobs.source, float64=knobs.float64)
     out = Path(out)
     targets = {split: out / f"{task}_{split}.h5" for split in SPLITS}
     return _convert(plan, targets, manifest_path(out, task), workers)
@@ -98,12 +100,13 @@ def blocks_of(plan: Plan, folder: Path, offsets: dict[str, int]) -> Iterator[tup
             yield path, block
 
 
-def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, list]:
-    """Copy the pieces of a block to their places; return the moments of each split in it.
+def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, object]:
+    """Copy the pieces of a block to their places; return `moments` of each split in it and the greatest `loss`.
 
     Runs in a worker process. Raises UpsDataError for unreadable or non-finite data.
     """
     found: dict[str, list[Moments]] = {}
+    loss = 0.0
     with open_raw(path) as raw, ExitStack() as stack:
         source = os.open(path, os.O_RDONLY) if raw.bytes_at is not None else None
         if source is not None:
@@ -113,15 +116,25 @@ def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, list]:
             if piece.target not in targets:
                 targets[piece.target] = os.open(piece.target, os.O_WRONLY)
                 stack.callback(os.close, targets[piece.target])
-            values = (
-                read_frames(raw, piece.row, piece.start, piece.stop) if source is None else _bytes(raw, source, piece)
-            )
+            values, lost = _rounded(raw, piece) if source is None else (_bytes(raw, source, piece), 0.0)
+            loss = max(loss, lost)
             moments = Moments.of(values)
             if not moments.is_finite():
                 check_finite(raw, values, piece.row, piece.start)
             _write(targets[piece.target], np.ascontiguousarray(values), piece.offset)
             found.setdefault(piece.split, []).append(moments)
-    return {split: merge_all(parts).to_list() for split, parts in found.items()}
+    return {"moments": {split: merge_all(parts).to_list() for split, parts in found.items()}, "loss": loss}
+
+
+def _rounded(raw: RawFile, piece: Piece) -> tuple[np.ndarray, float]:
+    """Frames as float32, and the greatest relative loss of a number (of the least normal one, if it is below that)."""
+    exact = read_exact(raw, piece.row, piece.start, piece.stop)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN are for check_finite
+        values = exact.astype(np.float32, copy=False)
+        if values.dtype == exact.dtype:
+            return values, 0.0
+        lost = np.abs(exact - values) / np.maximum(np.abs(exact), np.finfo(np.float32).tiny)
+    return values, float(lost.max())
 
 
 def _bytes(raw: RawFile, source: int, piece: Piece) -> np.ndarray:
@@ -153,8 +166,8 @@ def _convert(plan: Plan, targets: dict[str, Path], manifest_file: Path | None, w
     with _alone(folder):
         try:
             journal, offsets = _open_journal(plan, folder, size)
-            moments = _copy_all(plan, folder, offsets, journal, workers or cores(), size)
-            manifest = _manifest(plan, moments)
+            moments, loss = _copy_all(plan, folder, offsets, journal, workers or cores(), size)
+            manifest = _manifest(plan, moments, loss)
             for split in plan.outputs:
                 _describe(plan, folder / f"{split}.h5", split, manifest)
         except BrokenProcessPool:
@@ -222,15 +235,18 @@ def _open_journal(plan: Plan, folder: Path, size: int) -> tuple[Path, dict[str, 
 
 def _copy_all(
     plan: Plan, folder: Path, offsets: dict[str, int], journal: Path, workers: int, size: int
-) -> dict[str, Moments]:
-    """Copy what the journal does not have; merge the moments in the order of the blocks, whoever was first."""
-    done: dict[int, dict[str, list]] = {}
+) -> tuple[dict[str, Moments], float]:
+    """Copy what the journal does not have; merge the moments in the order of the blocks, whoever was first.
+
+    Returns the moments of every split and the greatest loss of rounding.
+    """
+    done: dict[int, dict] = {}
     for line in journal.read_text().splitlines()[1:]:
         try:
-            index, moments = json.loads(line)
+            index, result = json.loads(line)
         except json.JSONDecodeError:
             break  # the run was killed while it wrote this line
-        done[index] = moments
+        done[index] = result
     blocks = list(blocks_of(plan, folder, offsets))
     if done:
         console.say(f"convert {plan.task}: going on with {len(blocks) - len(done)} of {len(blocks)} blocks")
@@ -238,19 +254,18 @@ def _copy_all(
     with console.progress(f"convert {plan.task}", size, "B") as bar, open(journal, "a") as log:
         bar.advance(share * len(done))
         log.write("\n" if done else "")
-        for index, moments in _run([i for i in range(len(blocks)) if i not in done], blocks, workers):
-            done[index] = moments
-            log.write(json.dumps([index, moments]) + "\n")
+        for index, result in _run([i for i in range(len(blocks)) if i not in done], blocks, workers):
+            done[index] = result
+            log.write(json.dumps([index, result]) + "\n")
             log.flush()
             bar.advance(share)
-    return {
-        split: merge_all(Moments.from_list(done[i][split]) for i in range(len(blocks)) if split in done[i])
-        for split in plan.outputs
-    }
+    parts = [done[i]["moments"] for i in range(len(blocks))]
+    merged = {s: merge_all(Moments.from_list(part[s]) for part in parts if s in part) for s in plan.outputs}
+    return merged, max(result["loss"] for result in done.values())
 
 
-def _run(todo: list[int], blocks: list, workers: int) -> Iterator[tuple[int, dict[str, list]]]:
-    """Run copy_block over blocks on `workers` processes; yields (index, moments) as they finish."""
+def _run(todo: list[int], blocks: list, workers: int) -> Iterator[tuple[int, dict]]:
+    """Run copy_block over blocks on `workers` processes; yields (index, its result) as they finish."""
     if workers == 1 or len(todo) < 2:
         for index in todo:
             yield index, copy_block(*blocks[index])
@@ -282,7 +297,7 @@ def _leave_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _finished(running: dict[Future, int]) -> Iterator[tuple[int, dict[str, list]]]:
+def _finished(running: dict[Future, int]) -> Iterator[tuple[int, dict]]:
     for future in wait(running, return_when=FIRST_COMPLETED).done:
         yield running.pop(future), future.result()
 
@@ -290,14 +305,15 @@ def _finished(running: dict[Future, int]) -> Iterator[tuple[int, dict[str, list]
 # --- the description -----------------------------------------------------------------------------
 
 
-def _manifest(plan: Plan, moments: dict[str, Moments]) -> dict:
+def _manifest(plan: Plan, moments: dict[str, Moments], loss: float) -> dict:
     first, groups = plan.first, [s.group for s in plan.samples]
-    statistics = moments["train" if "train" in moments else plan.outputs[0]].to_manifest(first.channels)
+    counted = "train" if "train" in moments else plan.outputs[0]
+    statistics = moments[counted].to_manifest(first.channels)
     if first.static_channels:
-        train = plan.static[plan.of("train")]
-        statistics["channels"] |= Moments.of(train).to_manifest(first.static_channels)["channels"]
+        static = merge_all(Moments.of(fields) for fields in static_fields(plan, counted))
+        statistics["channels"] |= static.to_manifest(first.static_channels)["channels"]
     values = np.array([s.parameters for s in plan.samples]).reshape(len(plan.samples), -1)
-    names = {name: (raw, values[:, i]) for i, (name, (raw, _)) in enumerate(first.parameters.items())}
+    names = {name: (raw, values[:, i]) for i, (name, raw) in enumerate(first.parameters.items())}
     return build_manifest(
         task=plan.task,
         kind="grid",
@@ -319,6 +335,7 @@ def _manifest(plan: Plan, moments: dict[str, Moments]) -> dict:
             {"name": p.relative_to(plan.root).as_posix(), "size": p.stat().st_size, "samples": n}
             for p, n in zip(plan.paths, plan.counts, strict=True)
         ],
+        **special_facts(plan, loss),
     )
 
 
@@ -334,8 +351,6 @@ def _describe(plan: Plan, path: Path, split: str, manifest: dict) -> None:
         "source_file": np.array([s.file for s in samples], dtype=np.int32),
         "source_row": np.array([s.row for s in samples], dtype=np.int64),
     }
-    if plan.first.static_channels:
-        arrays["static"] = plan.static[chosen]
     describe_grid(
         path,
         arrays=arrays,
@@ -344,4 +359,5 @@ def _describe(plan: Plan, path: Path, split: str, manifest: dict) -> None:
         channels=plan.first.channels,
         parameter_names=list(plan.first.parameters),
         manifest=manifest,
+        static=static_fields(plan, split),
     )

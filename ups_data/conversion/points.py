@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ups_data import console, files
+from ups_data.conversion.facts import residual_facts, twin_facts
 from ups_data.conversion.files import raw_files
 from ups_data.conversion.shards import Scan, Written, scan_meshes, scan_particles, write_meshes, write_particles
 from ups_data.errors import UpsDataError
 from ups_data.manifest import build_manifest, manifest_path
 from ups_data.params import SPLITS, Convert, Splits
+from ups_data.sources.mesh_grid import GridMesh
+from ups_data.sources.mesh_npz import MeshShard
+from ups_data.sources.particles_flow import FlowTracers
+from ups_data.sources.particles_npz import ParticleShard
 from ups_data.splits import assign_splits, leaked_share
 from ups_data.stores import mesh, particles
 
@@ -43,7 +49,7 @@ def convert_points(task: str, kind: str, knobs: Convert, splits: Splits, out: st
         )
     scan_shards, write_shards, describe = KINDS[kind]
     root, paths = raw_files(knobs)
-    scan = scan_shards(paths, knobs.samples)
+    scan = scan_shards(paths, knobs.samples, _opener(kind, knobs))
     groups = [sample.group for sample in scan.samples]
     assigned = assign_splits(groups, splits)
     names = [assigned[group] for group in groups]
@@ -64,6 +70,13 @@ def convert_points(task: str, kind: str, knobs: Convert, splits: Splits, out: st
                 files.remove(target)  # an empty split must not leave an older one standing
         files.write_json(manifest_path(out, task), manifest)
     return manifest
+
+
+def _opener(kind: str, knobs: Convert) -> Callable[[Path], object]:
+    """What opens a file of this kind and source as shards."""
+    if kind == "mesh":
+        return MeshShard if knobs.source == "npz" else GridMesh
+    return ParticleShard if knobs.source == "npz" else partial(FlowTracers, tracers=knobs.tracers)
 
 
 @contextmanager
@@ -106,7 +119,10 @@ def _manifest(
         task=task,
         kind=kind,
         channels=scan.facts["channels"],
-        parameters={name: (name, values[:, i]) for i, name in enumerate(scan.facts["parameters"])},
+        parameters={
+            name: (raw, values[:, i])
+            for i, (name, raw) in enumerate(zip(scan.facts["parameters"], scan.raw_names, strict=True))
+        },
         shape={
             "resolution": _resolution(scan),
             "frames": len(scan.times),
@@ -127,8 +143,16 @@ def _manifest(
             {"name": path.relative_to(root).as_posix(), "size": path.stat().st_size, "samples": count}
             for path, count in zip(scan.paths, scan.counts, strict=True)
         ],
-        **({"roles": scan.facts["roles"]} if kind == "mesh" else {}),
+        **_special_facts(scan, root),
     )
+
+
+def _special_facts(scan: Scan, root: Path) -> dict[str, object]:
+    """What the manifest says of some datasets and not of others."""
+    facts = {key: scan.facts[key] for key in ("roles", "grouped_by") if key in scan.facts}
+    if any(scan.residuals):
+        facts["residual"] = residual_facts([p.relative_to(root).as_posix() for p in scan.paths], scan.residuals)
+    return facts | twin_facts(root, scan.twins)
 
 
 def _resolution(scan: Scan) -> dict[str, object]:

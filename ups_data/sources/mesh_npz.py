@@ -49,6 +49,8 @@ class MeshShard(NpzFile):
             raise self.wrong("fields", ", ".join(names) or "none", wanted)
         self.roles = {"input": [n for n in names if n not in target], "target": target}
         self.channels = self.roles["input"] + target
+        static = "times" not in self.shapes
+        self.grouped_by = self.roles["input"] if static and self.roles["input"] else self.channels
         counts = {name: axes[0] for name, axes in leading.items() if axes}
         self.samples = counts.get(target[0], 1)
         for name, count in counts.items():
@@ -57,10 +59,12 @@ class MeshShard(NpzFile):
 
     def groups(self, count: int) -> list[str]:
         """Ids of the initial conditions of the first samples: the mesh and the inputs on it, or all fields at t0."""
-        static = "times" not in self.shapes
-        channels = self.roles["input"] if static and self.roles["input"] else self.channels
         coords = self.topology.coords
-        return [group_id(coords, block[0]) for block in self.blocks(range(count), channels, frames=1)]
+        return [group_id(coords, block[0]) for block in self.blocks(range(count), self.grouped_by, frames=1)]
+
+    def residuals(self, count: int) -> list[float]:
+        """None: what equation the fields obey is not known here."""
+        return []
 
     def blocks(self, samples: Iterable[int], channels: Sequence[str], frames: int) -> Iterator[np.ndarray]:
         """Stream the first `frames` frames of node fields of those samples, ascending: float32 [t, N, C] each."""

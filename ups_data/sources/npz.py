@@ -162,10 +162,10 @@ class NpzFile:
             )
         return values
 
-    def parameters(self) -> dict[str, float]:
-        """The physical parameters: every scalar but the radius, by name."""
+    def parameters(self) -> dict[str, tuple[str, float]]:
+        """The physical parameters, every scalar but the radius: name -> (raw name, which is the same, value)."""
         names = [n for n, shape in self.shapes.items() if shape == () and n != "radius"]
-        return {name: float(self.numbers(name)) for name in sorted(names)}
+        return {name: (name, float(self.numbers(name))) for name in sorted(names)}
 
     def csr(self, prefix: str, nodes: int) -> tuple[np.ndarray, np.ndarray]:
         """Row pointers and columns of a square CSR matrix, consistent: indptr int32 [nodes + 1], indices int32.

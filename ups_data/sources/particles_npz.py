@@ -24,6 +24,8 @@ RADIUS_TOLERANCE = 1e-5  # relative: a pair this close to the radius may fall on
 class ParticleShard(NpzFile):
     """An open particle shard, checked: shapes, times, box and graph at once, the trajectory as it is read."""
 
+    samples = 1
+
     def __init__(self, path: str | Path):
         super().__init__(path)
         self.require(("positions", "velocities", "times", "radius"), "particle")
@@ -46,6 +48,10 @@ class ParticleShard(NpzFile):
         self.indptr, self.indices = neighbour_graph(start, self.radius, self.box)
         if any(name in self.shapes for name in ("indptr", "indices", "edges")):
             _check_graph(self, start)
+
+    def trajectory(self, row: int) -> ParticleShard:
+        """The one trajectory of the file."""
+        return self
 
     def blocks(self, name: str, frames: int | None = None) -> Iterator[np.ndarray]:
         """Stream the first frames (all without `frames`) of positions or velocities: float32 [t, P, D] each."""

@@ -1,256 +1,327 @@
-"""PDEBench's HDF5 files: three layouts, one view of them.
+"""PDEBench's HDF5 files: five layouts, each opened by one function.
 
-Each layout is opened by one function that returns a `RawFile`: every channel in a stated order, every physical
-parameter, coordinates cut to the data, and the axis order [sample, time, x, y, z, channel]. Layouts are told apart by
-their keys, never by "the largest dataset". Facts about the files: PDEBench's repository and data archive
+The readers give every channel in a stated order, coordinates cut to the data and the axis order [sample, time, x, y, z,
+channel]. Facts about the files: PDEBench's repository (loaders, generators, configurations) and data archive
 (doi:10.18419/darus-2986).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
-import yaml
 
 from ups_data.errors import UpsDataError
+from ups_data.sources.pdebench_parameters import (
+    DARCY_NAMES,
+    PARAMETER_NAMES,
+    REACTION_DIFFUSION_NAMES,
+    config_parameters,
+    named_parameters,
+    read_config,
+)
+from ups_data.sources.raw import (
+    AXES,
+    Layout,
+    RawFile,
+    check_shape,
+    constants,
+    dataset,
+    first_points,
+    is_float64,
+)
 
-# Raw spelling -> the name we give it; the raw one stays in the manifest.
-PARAMETER_NAMES = {
-    "Nu": "viscosity",
-    "NU": "viscosity",
-    "beta": "advection_speed",
-    "rho": "reaction_rate",
-    "Rho": "reaction_rate",
-    "eta": "shear_viscosity",
-    "Eta": "shear_viscosity",
-    "zeta": "bulk_viscosity",
-    "Zeta": "bulk_viscosity",
-    "M": "mach_number",
-}
-FIELDS = ("density", "pressure", "Vx", "Vy", "Vz")  # the several-field layout, in channel order
+VELOCITIES = ("Vx", "Vy", "Vz")
 FIELD_NAMES = {"Vx": "velocity_x", "Vy": "velocity_y", "Vz": "velocity_z"}
-# A number as the file names spell it: 0.001, 1.0, 1.e-8, 1e-08.
-NAMED_PARAMETER = re.compile(r"(?<=_)(Nu|beta|Rho|Eta|Zeta|M)([0-9]+(?:\.[0-9]*)?(?:e-?[0-9]+)?)(?=_|\.h|$)")
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """One raw file as samples on a grid.
-
-    `read(row, start, stop)` gives frames [start, stop) of one sample, float [T, X.., C]; `read_static(row)` the
-    fields that do not change in time, [X.., C]. `bytes_at`, where not None, is the offset of row 0 in a file
-    whose rows are the converted bytes already (float32, one channel).
-    """
-
-    path: Path
-    samples: int
-    frames: int
-    space: tuple[int, ...]
-    channels: tuple[str, ...]
-    time: np.ndarray
-    coordinates: dict[str, np.ndarray]
-    periodic: tuple[bool, ...]
-    parameters: dict[str, tuple[str, float]]  # name -> (raw name, value)
-    read: Callable[[int, int, int], np.ndarray] = field(repr=False, compare=False)
-    bytes_at: int | None = None
-    static_channels: tuple[str, ...] = ()
-    read_static: Callable[[int], np.ndarray] | None = field(default=None, repr=False, compare=False)
-
-    def describe(self) -> dict[str, object]:
-        """What siblings must share: anything that differs is refused."""
-        return {
-            "channels": self.channels,
-            "resolution": self.space,
-            "frames": self.frames,
-            "parameters": sorted(self.parameters),
-        }
-
-
-@contextmanager
-def open_raw(path: str | Path) -> Iterator[RawFile]:
-    """Open a raw file of any known layout; use as `with open_raw(path) as raw:`.
-
-    Raises UpsDataError for a file that is missing, no HDF5, truncated, or lacks a key.
-    """
-    path = Path(path)
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise UpsDataError(f"{path} is missing; make it with `dvc repro` or fetch it") from None
-    except OSError as error:
-        reason = "truncated" if "truncated" in str(error) else "not an HDF5 file or damaged"
-        raise UpsDataError(f"{path} is {reason} ({str(error).splitlines()[0]}); fetch it again") from None
-    with file:
-        for key in _required(file):
-            if key not in file:
-                raise UpsDataError(
-                    f"{path}: the key {key!r} is missing; got the keys {', '.join(sorted(file))}; fetch it again"
-                )
-        yield _layout(file)(path, file)
-
-
-def _required(file: h5py.File) -> tuple[str, ...]:
-    """The keys that the layout of this file must have beside the one it is told by."""
-    return next((required for marks, required, _ in LAYOUTS if set(file) & set(marks)), ())
-
-
-def _layout(file: h5py.File) -> Callable[[Path, h5py.File], RawFile]:
-    keys = set(file)
-    for marks, _, layout in LAYOUTS:
-        if keys & set(marks):
-            return layout
-    raise UpsDataError(
-        f"{file.filename}: no known layout: got the keys {', '.join(sorted(keys)) or '(none)'}, expected "
-        "tensor (one array), density/pressure/Vx (several fields) or velocity (incompressible flow)"
-    )
+FLOW_NAMES = {"NU": "viscosity"}
 
 
 def _one_array(path: Path, file: h5py.File) -> RawFile:
-    """`tensor` [N, T, X(, Y(, Z))], `x-coordinate`, `t-coordinate`: Burgers, advection, reaction-diffusion."""
-    data = _dataset(path, file, "tensor", (3, 4, 5))
-    samples, frames, *space = data.shape
+    """`tensor` [N, T, X(, Y(, Z))] with its coordinates: Burgers, advection, reaction-diffusion."""
+    axes = _axes(file)
+    data = dataset(path, file, "tensor", (len(axes) + 1, len(axes) + 2))
+    samples, frames, *space = _shape(data, axes)
     contiguous = data.dtype == np.dtype("<f4") and data.chunks is None
+    reaction = "ReacDiff" in path.name or "rho" in file.attrs
+    names = REACTION_DIFFUSION_NAMES if reaction else PARAMETER_NAMES
+    read = _frames(data, axes)
     return RawFile(
-        path,
-        samples,
-        frames,
-        tuple(space),
-        ("u",),
-        _time(path, file, "t-coordinate", frames),
-        {axis: _coordinate(path, file, axis, n) for axis, n in zip("xyz", space, strict=False)},
-        (True,) * len(space),
-        _parameters(path, file.attrs),
-        lambda row, start, stop: data[row, start:stop][..., None],
-        data.id.get_offset() if contiguous else None,
+        path=path,
+        samples=samples,
+        frames=frames,
+        space=tuple(space),
+        channels=("u",),
+        time=_time(path, file, frames),
+        coordinates=_coordinates(path, file, axes, space),
+        periodic=(True,) * len(axes),
+        **constants(named_parameters(path, file.attrs, names)),
+        read=lambda row, start, stop: read(row, start, stop)[..., None],
+        is_float64=is_float64(data),
+        bytes_at=data.id.get_offset() if contiguous else None,
     )
 
 
 def _several_fields(path: Path, file: h5py.File) -> RawFile:
-    """`density`, `pressure`, `Vx`, .. [N, T, X(, Y(, Z))] with their coordinates: compressible flow."""
-    first = next(name for name in FIELDS if name in file)
-    dimensions = file[first].ndim - 2
-    names = FIELDS[: 2 + dimensions]
-    fields = [_dataset(path, file, name, (3, 4, 5)) for name in names]
-    for name, data in zip(names, fields, strict=True):
-        if data.shape != fields[0].shape:
+    """`density`, `pressure`, `Vx`, .. [N, T, X(, Y(, Z))]: compressible flow; test cases have no sample axis."""
+    axes = _axes(file)
+    names = ("density", "pressure", *VELOCITIES[: len(axes)])
+    for name in names:
+        if name not in file:
             raise UpsDataError(
-                f"{path}: {name} has the shape {data.shape}, expected {fields[0].shape} as {names[0]}; fetch it again"
+                f"{path}: the key {name!r} is missing beside {len(axes)} coordinates; got the keys "
+                f"{', '.join(sorted(file))}; fetch it again"
             )
-    samples, frames, *space = fields[0].shape
+    fields = [dataset(path, file, name, (len(axes) + 1, len(axes) + 2)) for name in names]
+    for data in fields:
+        check_shape(path, data, fields[0].shape)
+    samples, frames, *space = _shape(fields[0], axes)
+    reads = [_frames(data, axes) for data in fields]
     return RawFile(
-        path,
-        samples,
-        frames,
-        tuple(space),
-        tuple(FIELD_NAMES.get(name, name) for name in names),
-        _time(path, file, "t-coordinate", frames),
-        {axis: _coordinate(path, file, axis, n) for axis, n in zip("xyz", space, strict=False)},
-        ("_trans" not in path.name,) * dimensions,
-        _parameters(path, file.attrs),
-        lambda row, start, stop: np.stack([data[row, start:stop] for data in fields], axis=-1),
+        path=path,
+        samples=samples,
+        frames=frames,
+        space=tuple(space),
+        channels=tuple(FIELD_NAMES.get(name, name) for name in names),
+        time=_time(path, file, frames),
+        coordinates=_coordinates(path, file, axes, space),
+        periodic=("periodic" in path.name,) * len(axes),
+        **constants(named_parameters(path, file.attrs, PARAMETER_NAMES)),
+        read=lambda row, start, stop: np.stack([read(row, start, stop) for read in reads], axis=-1),
+        is_float64=is_float64(*fields),
     )
 
 
 def _incompressible(path: Path, file: h5py.File) -> RawFile:
     """`velocity`, `particles` [N, T, X, Y, C], `force`, `t` [N, T]: incompressible flow with a carried scalar.
 
-    The files hold no coordinates: cell centres of the unit square are meant. The force does not change in time.
+    The files hold no coordinates: cell centres of the domain are meant. The force does not change in time. Frames
+    after `latestIndex` were never written.
     """
-    velocity = _dataset(path, file, "velocity", (5,))
-    scalar, force = _dataset(path, file, "particles", (5,)), _dataset(path, file, "force", (4,))
+    velocity = dataset(path, file, "velocity", (5,))
+    scalar, force = dataset(path, file, "particles", (5,)), dataset(path, file, "force", (4,))
+    times = dataset(path, file, "t", (2,))
     samples, frames, *space = velocity.shape[:4]
-    for name, data, expected in (
-        ("particles", scalar, (samples, frames, *space, 1)),
-        ("force", force, (samples, *space, 2)),
-        ("t", _dataset(path, file, "t", (2,)), (samples, frames)),
-    ):
-        if data.shape != expected:
-            raise UpsDataError(f"{path}: {name} has the shape {data.shape}, expected {expected}; fetch it again")
-    config = _config(path, file.attrs)
+    check_shape(path, velocity, (samples, frames, *space, 2))
+    check_shape(path, scalar, (samples, frames, *space, 1))
+    check_shape(path, force, (samples, *space, 2))
+    check_shape(path, times, (samples, frames))
+    written = min(frames, int(file.attrs.get("latestIndex", frames - 1)) + 1)
+    time = times[:, :written].astype(np.float64)
+    if written < 1 or not np.allclose(time, time[0], rtol=1e-5, atol=1e-6):
+        raise UpsDataError(f"{path}: t: got no frame, or times that differ between trajectories; fetch it again")
+    config = read_config(path, file.attrs)
+    walls = {str(config.get(key, "")).lower() for key in ("boundary", "velocity_extrapolation")}
+    lengths = np.broadcast_to(config.get("domain_size", 1.0), len(space)).astype(np.float64)
 
     def read(row: int, start: int, stop: int) -> np.ndarray:
         return np.concatenate([velocity[row, start:stop], scalar[row, start:stop]], axis=-1)
 
     return RawFile(
-        path,
-        samples,
-        frames,
-        tuple(space),
-        ("velocity_x", "velocity_y", "scalar"),
-        file["t"][0].astype(np.float64),
-        {axis: (np.arange(n) + 0.5) / n for axis, n in zip("xy", space, strict=True)},
-        (str(config.get("boundary", "")) == "periodic",) * 2,
-        _parameters(path, {name: value for name, value in config.items() if name in PARAMETER_NAMES}),
-        read,
+        path=path,
+        samples=samples,
+        frames=written,
+        space=tuple(space),
+        channels=("velocity_x", "velocity_y", "scalar"),
+        time=time[0],
+        coordinates={a: (np.arange(n) + 0.5) * w / n for a, n, w in zip("xy", space, lengths, strict=True)},
+        periodic=("periodic" in walls,) * 2,
+        **constants(config_parameters(config, FLOW_NAMES)),
+        read=read,
+        is_float64=is_float64(velocity, scalar, force),
         static_channels=("force_x", "force_y"),
         read_static=lambda row: force[row],
     )
 
 
-# The keys a layout is told by, the others it needs, the function that opens it.
+def _darcy(path: Path, file: h5py.File) -> RawFile:
+    """`nu` [N, X, Y], the coefficient, and `tensor` [N, 1, X, Y], the solution: a static problem.
+
+    `beta` is the strength of the source; a t-coordinate, if any, belongs to the solver's pseudo-time. The solution is
+    a frame on the way to the steady state, so `residual` tells how far it got.
+    """
+    coefficient, solution = dataset(path, file, "nu", (3,)), dataset(path, file, "tensor", (4,))
+    samples, *space = coefficient.shape
+    check_shape(path, solution, (samples, 1, *space))
+    coordinates = _coordinates(path, file, "xy", space)
+    found = named_parameters(path, file.attrs, DARCY_NAMES)
+    source = found.get("source_strength", ("beta", np.nan))[1]
+    spacing = [float(np.diff(x).mean()) for x in coordinates.values()]
+    return RawFile(
+        path=path,
+        samples=samples,
+        frames=1,
+        space=tuple(space),
+        channels=("permeability", "solution"),
+        time=np.zeros(1),
+        coordinates=coordinates,
+        periodic=(False, False),
+        **constants(found),
+        read=lambda row, start, stop: np.stack([coefficient[row], solution[row, 0]], axis=-1)[None][start:stop],
+        is_float64=is_float64(coefficient, solution),
+        roles={"input": ["permeability"], "target": ["solution"]},
+        residual=lambda row: darcy_residual(coefficient[row], solution[row, 0], source, spacing),
+    )
+
+
+def darcy_residual(permeability: np.ndarray, solution: np.ndarray, source: float, spacing: list[float]) -> float:
+    """RMS of div(a grad u) + f over the inner cells, relative to the source f; 0 for a solution of the equation.
+
+    `permeability` a and `solution` u [X, Y]; five-point finite volumes with the mean of a on the faces, as the files'
+    own solver has them.
+    """
+    a, u = permeability.astype(np.float64), solution.astype(np.float64)
+    balance = np.full_like(u[1:-1, 1:-1], source)
+    for axis, step in enumerate(spacing):
+        a_along, u_along = (np.moveaxis(field, axis, 0) for field in (a, u))
+        flux = 0.5 * (a_along[1:] + a_along[:-1]) * np.diff(u_along, axis=0) / step
+        balance += np.moveaxis(np.diff(flux, axis=0)[:, 1:-1] / step, 0, axis)
+    return float(np.sqrt(np.mean(balance**2)) / abs(source))
+
+
+class Family(NamedTuple):
+    """A family of the layout that has a group for every sample."""
+
+    channels: tuple[str, ...]
+    axes: str
+    y_first: bool  # the data are [T, Y, X, C], else [T, X(, Y), C]
+    names: dict[str, str]
+
+
+FAMILIES = {
+    "diff-sorp": Family(
+        ("concentration",),
+        "x",
+        False,
+        {
+            "D": "diffusion_coefficient",
+            "por": "porosity",
+            "rho_s": "bulk_density",
+            "k_f": "freundlich_coefficient",
+            "n_f": "freundlich_exponent",
+            "sol": "solubility",
+        },
+    ),
+    "diff-react": Family(
+        ("activator", "inhibitor"),
+        "xy",
+        True,
+        {"Du": "activator_diffusivity", "Dv": "inhibitor_diffusivity", "k": "reaction_constant"},
+    ),
+    "rdb": Family(
+        ("water_height",),
+        "xy",
+        False,
+        {"gravity": "gravity", "dam_radius": "dam_radius", "inner_height": "inner_height"},
+    ),
+}
+
+
+def _groups(path: Path, file: h5py.File) -> RawFile:
+    """A group a sample, `0000`, `0001`, ..: `data` [T, .., C], `grid/{x,y,t}`, attribute `config`."""
+    names = sorted((key for key in file if key.isdigit()), key=int)
+    first = file[names[0]]
+    _check_group(path, first)
+    family = _family(path, read_config(path, first.attrs))
+    shape = dataset(path, first, "data", (len(family.axes) + 2,)).shape
+    frames, *space = shape[:-1]
+    space = space[::-1] if family.y_first else space
+    if shape[-1] != len(family.channels):
+        raise UpsDataError(
+            f"{path}: {names[0]}/data: got {shape[-1]} channels, expected {', '.join(family.channels)}; fetch it again"
+        )
+    time = first_points(path, first, "grid/t", frames)
+
+    def read(row: int, start: int, stop: int) -> np.ndarray:
+        data = file[f"{names[row]}/data"]
+        check_shape(path, data, shape)
+        values = data[start:stop]
+        return values.swapaxes(1, 2) if family.y_first else values
+
+    def values(row: int) -> tuple[float, ...]:
+        group = file[names[row]]  # asked for once, when the sample is looked at: the place to check it whole
+        _check_group(path, group)
+        if not np.allclose(first_points(path, group, "grid/t", frames), time, rtol=1e-5, atol=1e-6):
+            raise UpsDataError(f"{path}: {names[row]}/grid/t differs from {names[0]}/grid/t; fetch it again")
+        found = _group_parameters(path, group, family)
+        if sorted(found) != sorted(parameters):
+            raise UpsDataError(
+                f"{path}: {names[row]}: config has {', '.join(sorted(found)) or 'no parameter'}, expected "
+                f"{', '.join(parameters) or 'none'} as {names[0]} has; fetch it again"
+            )
+        return tuple(found[name][1] for name in parameters)
+
+    parameters = {name: raw for name, (raw, _) in sorted(_group_parameters(path, first, family).items())}
+    return RawFile(
+        path=path,
+        samples=len(names),
+        frames=frames,
+        space=tuple(space),
+        channels=family.channels,
+        time=time,
+        coordinates={a: first_points(path, first, f"grid/{a}", n) for a, n in zip(family.axes, space, strict=True)},
+        periodic=(False,) * len(space),
+        parameters=parameters,
+        values=values,
+        read=read,
+        is_float64=is_float64(first["data"]),
+    )
+
+
+def _check_group(path: Path, group: h5py.Group) -> None:
+    for key in ("data", "grid/x", "grid/t"):
+        if key not in group:
+            raise UpsDataError(f"{path}: the key {group.name.lstrip('/')}/{key} is missing; fetch it again")
+
+
+def _family(path: Path, config: dict) -> Family:
+    text = f"{config.get('name', '')} {path.name}"
+    for mark, family in FAMILIES.items():
+        if mark in text:
+            return family
+    raise UpsDataError(
+        f"{path}: neither its name nor its config (name: {config.get('name')!r}) says which family it is of; "
+        f"expected one of {', '.join(FAMILIES)} in the file's name"
+    )
+
+
+def _group_parameters(path: Path, group: h5py.Group, family: Family) -> dict[str, tuple[str, float]]:
+    config = read_config(path, group.attrs, "sim")
+    section = config.get("sim", config)
+    return config_parameters(section if isinstance(section, dict) else {}, family.names)
+
+
 LAYOUTS = (
-    (("tensor",), ("x-coordinate", "t-coordinate"), _one_array),
-    (FIELDS, ("density", "pressure", "Vx", "x-coordinate", "t-coordinate"), _several_fields),
-    (("velocity",), ("particles", "force", "t"), _incompressible),
+    Layout("nu", ("tensor", "x-coordinate", "y-coordinate"), _darcy),
+    Layout("tensor", ("x-coordinate", "t-coordinate"), _one_array),
+    Layout("density|pressure|V[xyz]", ("x-coordinate", "t-coordinate"), _several_fields),
+    Layout("velocity", ("particles", "force", "t"), _incompressible),
+    Layout("[0-9]{4,}", (), _groups),
 )
 
 
-def _dataset(path: Path, file: h5py.File, name: str, dimensions: tuple[int, ...]) -> h5py.Dataset:
-    data = file[name]
-    if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.ndim not in dimensions or 0 in data.shape:
-        got = f"{data.dtype} {data.shape}" if isinstance(data, h5py.Dataset) else "a group"
-        expected = " or ".join(map(str, dimensions))
-        raise UpsDataError(
-            f"{path}: {name}: got {got}, expected a float array of {expected} dimensions; fetch it again"
-        )
-    return data
+def _axes(file: h5py.File) -> str:
+    """The axes of space: as many as there are coordinates."""
+    return "".join(axis for axis in AXES if f"{axis}-coordinate" in file)
 
 
-def _time(path: Path, file: h5py.File, name: str, frames: int) -> np.ndarray:
+def _shape(data: h5py.Dataset, axes: str) -> tuple[int, ...]:
+    """Samples, frames, points: a single simulation has no sample axis."""
+    return data.shape if data.ndim == len(axes) + 2 else (1, *data.shape)
+
+
+def _frames(data: h5py.Dataset, axes: str) -> Callable[[int, int, int], np.ndarray]:
+    if data.ndim == len(axes) + 2:
+        return lambda row, start, stop: data[row, start:stop]
+    return lambda row, start, stop: data[start:stop]
+
+
+def _time(path: Path, file: h5py.File, frames: int) -> np.ndarray:
     """The first T points: these files hold the T + 1 edges of the solver's output intervals."""
-    return _cut(path, file, name, frames, frames + 1)
+    return first_points(path, file, "t-coordinate", frames, frames + 1)
 
 
-def _coordinate(path: Path, file: h5py.File, axis: str, points: int) -> np.ndarray:
-    return _cut(path, file, f"{axis}-coordinate", points, points)
-
-
-def _cut(path: Path, file: h5py.File, name: str, wanted: int, most: int) -> np.ndarray:
-    values = file[name][:].astype(np.float64)
-    if values.ndim != 1 or not wanted <= len(values) <= most:
-        raise UpsDataError(f"{path}: {name}: got the shape {values.shape}, expected {wanted} points; fetch it again")
-    return values[:wanted]
-
-
-def _config(path: Path, attributes: Mapping) -> dict:
-    """The solver's configuration, plain YAML with references (`${..}`) that are left as they are."""
-    text = attributes.get("config", "")
-    try:
-        config = yaml.safe_load(text.decode() if isinstance(text, bytes) else str(text)) or {}
-    except yaml.YAMLError:
-        raise UpsDataError(f"{path}: the attribute config is not YAML; fetch it again") from None
-    return config if isinstance(config, dict) else {}
-
-
-def _parameters(path: Path, attributes: Mapping) -> dict[str, tuple[str, float]]:
-    """Physical parameters from the attributes and, where those are silent, from the file's name."""
-    found: dict[str, tuple[str, float]] = {}
-    for raw, text in NAMED_PARAMETER.findall(path.name):
-        found[PARAMETER_NAMES[raw]] = (raw, float(text))
-    for raw in sorted(attributes):
-        value = np.asarray(attributes[raw])
-        if raw in PARAMETER_NAMES and value.size == 1 and value.dtype.kind in "fiu":
-            name, number = PARAMETER_NAMES[raw], float(value.reshape(()))
-            if name in found and not np.isclose(found[name][1], number, rtol=1e-5, atol=0):
-                raise UpsDataError(
-                    f"{path}: {raw} is {found[name][1]:g} in the name and {number:g} in the attribute; "
-                    "rename the file or fetch it again"
-                )
-            found.setdefault(name, (raw, number))
-    return dict(sorted(found.items()))
+def _coordinates(path: Path, file: h5py.File, axes: str, space: list[int]) -> dict[str, np.ndarray]:
+    return {a: first_points(path, file, f"{a}-coordinate", n) for a, n in zip(axes, space, strict=True)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -68,11 +68,19 @@ def describe_grid(
     channels: Sequence[str],
     parameter_names: Sequence[str],
     manifest: Mapping,
+    static: Iterable[np.ndarray] = (),
 ) -> None:
-    """Write the small arrays and the attributes into a file whose `/data` is complete."""
+    """Write the small arrays and the attributes into a file whose `/data` is complete.
+
+    `static`: the fields of each sample that do not change in time, [X.., C'], taken one at a time.
+    """
     with h5py.File(path, "r+", libver=("earliest", "latest")) as file:
         for name in sorted(arrays):
             file.create_dataset(name, data=arrays[name])
+        for row, values in enumerate(static):
+            if row == 0:
+                file.create_dataset("static", (file["data"].shape[0], *values.shape), dtype="<f4")
+            file["static"][row] = values
         attributes = {
             "format": FORMAT,
             "version": VERSION,
@@ -108,9 +116,7 @@ class GridReader:
             self.parameters: np.ndarray = file["parameters"][:]
             self.groups: list[str] = [g.decode() for g in file["group"][:]]
             self.static_channels: list[str] = self.manifest["static_channels"]
-            self.static: np.ndarray = (
-                file["static"][:] if "static" in file else np.zeros((self.shape[0], *self.shape[2:-1], 0), "f4")
-            )
+            self._static_offset: int | None = file["static"].id.get_offset() if "static" in file else None
             self.source_file, self.source_row = file["source_file"][:], file["source_row"][:]
         needed = self._offset + int(np.prod(self.shape)) * 4
         if self.path.stat().st_size < needed:
@@ -119,6 +125,7 @@ class GridReader:
                 f"fetch it again or run `dvc repro convert@{self.task}`"
             )
         self._data: np.ndarray | None = None
+        self._static: np.ndarray | None = None
 
     @property
     def data(self) -> np.ndarray:
@@ -127,8 +134,21 @@ class GridReader:
             self._data = np.memmap(self.path, dtype="<f4", mode="r", offset=self._offset, shape=self.shape)
         return self._data
 
+    @property
+    def static(self) -> np.ndarray:
+        """All of `/static`, float32 [S, X.., C'], mapped read-only; C' is 0 where every field changes in time."""
+        if self._static is None:
+            shape = (self.shape[0], *self.shape[2:-1], len(self.static_channels))
+            where = self._static_offset
+            self._static = (
+                np.zeros(shape, "<f4")
+                if where is None
+                else np.memmap(self.path, dtype="<f4", mode="r", offset=where, shape=shape)
+            )
+        return self._static
+
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_data": None}
+        return self.__dict__ | {"_data": None, "_static": None}
 
     def __len__(self) -> int:
         return self.shape[0]

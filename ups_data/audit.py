@@ -1,0 +1,141 @@
+"""Prove from the stored data alone that no initial condition stands in two splits.
+
+Every sample's initial condition is hashed again from its first frame and held against what the store and the manifest
+say. What two naive splits of the same samples would leak is counted beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import comb
+from pathlib import Path
+
+from ups_data import console
+from ups_data.errors import UpsDataError
+from ups_data.manifest import read_manifest
+from ups_data.params import SPLITS, Splits
+from ups_data.splits import group_id, leaked_share, split_sizes
+
+SUFFIX = {"grid": "h5", "mesh": "zarr", "particles": "zarr"}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found of one task: for every sample its initial condition, its split and its raw file."""
+
+    task: str
+    groups: list[str]
+    names: list[str]
+    files: list[int]
+    problems: list[str]  # sentences: what the store or the manifest says and the data do not
+
+    @property
+    def distinct(self) -> int:
+        """How many initial conditions there are."""
+        return len(set(self.groups))
+
+    @property
+    def leaked(self) -> float:
+        """Share of the test samples whose initial condition stands in train."""
+        return leaked_share(self.groups, self.names)
+
+    def leaked_by_rows(self) -> float:
+        """The same, expected of a random split of the samples into as many of each."""
+        twins = Counter(self.groups)
+        return _expected([twins[group] - 1 for group in self.groups], len(self.groups), self.names.count("train"))
+
+    def leaked_by_files(self) -> float | None:
+        """The same, expected of a random split of whole raw files; None where there are too few of them."""
+        shares = {name: self.names.count(name) / len(self.names) for name in SPLITS}
+        count = len(set(self.files))
+        try:
+            train = split_sizes(count, Splits(protocol="grouped", seed=0, **shares))["train"]
+        except UpsDataError:
+            return None
+        homes = defaultdict(set)
+        for group, file in zip(self.groups, self.files, strict=True):
+            homes[group].add(file)
+        return _expected([len(homes[group]) - 1 for group in self.groups], count, train)
+
+
+def _expected(twins: list[int], count: int, train: int) -> float:
+    """Mean chance that one of a test item's twins is among the `train` of the other `count` - 1 that are drawn."""
+    missed = {k: comb(count - 1 - train, k) / comb(count - 1, k) for k in set(twins)}
+    return sum(1.0 - missed[k] for k in twins) / len(twins)
+
+
+def audit(folder: str | Path, task: str) -> Audit:
+    """Hash the initial conditions of a converted task anew and compare them with what is written of them.
+
+    Raises UpsDataError for data that are missing or damaged.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, task)
+    found = Audit(task, [], [], [], [])
+    total = sum(facts["samples"] for facts in manifest["splits"].values())
+    with console.progress(f"audit {task}", total, "samples") as bar:
+        for split, facts in manifest["splits"].items():
+            path = folder / f"{task}_{split}.{SUFFIX[manifest['kind']]}"
+            reader, hashes = _open(path, manifest)
+            groups = []
+            for group in hashes:
+                groups.append(group)
+                bar.advance()
+            found.problems.extend(_differences(path, groups, reader.groups, facts["groups"]))
+            found.groups.extend(groups)
+            found.names.extend([split] * len(groups))
+            found.files.extend(int(file) for file in reader.source_file)
+    return found
+
+
+def _open(path: Path, manifest: dict) -> tuple[object, Iterator[str]]:
+    """The reader of a split, and the initial condition of each of its samples, hashed from the data."""
+    if manifest["kind"] == "particles":
+        from ups_data.stores.particles import ParticleStore
+
+        store = ParticleStore(path)
+        first = (tuple(store.trajectory(n, s, 0, 1)[0] for n in ("positions", "velocities")) for s in range(len(store)))
+        return store, (group_id(*arrays) for arrays in first)
+    by = [manifest["channels"].index(name) for name in manifest.get("grouped_by", manifest["channels"])]
+    if manifest["kind"] == "mesh":
+        from ups_data.stores.mesh import MeshStore
+
+        store = MeshStore(path)
+        coords = (store.topology(int(index)).coords for index in store.topology_of)
+        return store, (group_id(c, store.fields(s, 0, 1)[0][:, by]) for s, c in enumerate(coords))
+    from ups_data.stores.grid import GridReader
+
+    reader = GridReader(path)
+    return reader, (group_id(reader.data[s, 0][..., by]) for s in range(len(reader)))
+
+
+def _differences(path: Path, groups: list[str], stored: list[str], listed: list[str]) -> Iterator[str]:
+    wrong = [i for i, (a, b) in enumerate(zip(groups, stored, strict=True)) if a != b]
+    if wrong:
+        yield (
+            f"{path}: the first frame of {len(wrong)} samples, first of sample {wrong[0]}, is not the initial "
+            "condition that is stored for it"
+        )
+    if sorted(set(groups)) != listed:
+        odd = len(set(groups) ^ set(listed))
+        yield f"{path}: {odd} initial conditions stand in the data or in the manifest, not in both"
+
+
+def leaks(audits: Sequence[Audit]) -> list[str]:
+    """Sentences naming each pair of splits, of one task or of two, that share initial conditions."""
+    places: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for found in audits:
+        for group, name in zip(found.groups, found.names, strict=True):
+            places[group].add((name, found.task))
+    shared: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for group, where in sorted(places.items()):
+        for one in where:
+            for other in where:
+                if SPLITS.index(one[0]) < SPLITS.index(other[0]):
+                    shared[f"{one[0]} of {one[1]}", f"{other[0]} of {other[1]}"].append(group)
+    return [
+        f"{len(groups)} initial conditions stand both in {one} and in {other}, the first is {groups[0]}"
+        for (one, other), groups in sorted(shared.items())
+    ]

@@ -1,0 +1,61 @@
+"""Open a raw grid file of any source: told by its keys, never by its name or "the largest dataset".
+
+To add a source, write a reader with a tuple LAYOUTS beside `pdebench` and `the_well`, and name it here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import h5py
+
+from ups_data.errors import UpsDataError
+from ups_data.sources import pdebench, the_well
+from ups_data.sources.raw import Layout, RawFile
+
+TELLING_KEYS = 64  # more than any layout has, but for the one with a group a sample, whose keys are all alike
+SOURCES = {"pdebench": pdebench.LAYOUTS, "the_well": the_well.LAYOUTS}
+
+
+@contextmanager
+def open_raw(path: str | Path, source: str | None = None) -> Iterator[RawFile]:
+    """Open a raw file; use as `with open_raw(path) as raw:`. `source` (None: any) is the one it must be of.
+
+    Raises UpsDataError for a file that is missing, no HDF5, truncated, lacks a key or is of another source.
+    """
+    path = Path(path)
+    try:
+        file = h5py.File(path, "r")
+    except FileNotFoundError:
+        raise UpsDataError(f"{path} is missing; make it with `dvc repro` or fetch it") from None
+    except OSError as error:
+        reason = "truncated" if "truncated" in str(error) else "not an HDF5 file or damaged"
+        raise UpsDataError(f"{path} is {reason} ({str(error).splitlines()[0]}); fetch it again") from None
+    with file:
+        found, layout = _layout(path, file)
+        if source not in (None, found):
+            raise UpsDataError(f"{path}: the knob convert.source is {source}, but the file is in a layout of {found}")
+        for key in layout.required:
+            if key not in file:
+                raise UpsDataError(f"{path}: the key {key!r} is missing; got the keys {_keys(file)}; fetch it again")
+        yield layout.open(path, file)
+
+
+def _layout(path: Path, file: h5py.File) -> tuple[str, Layout]:
+    keys = list(islice(file, TELLING_KEYS))
+    for source, layouts in SOURCES.items():
+        for layout in layouts:
+            if any(re.fullmatch(layout.mark, key) for key in keys):
+                return source, layout
+    raise UpsDataError(
+        f"{path}: no known layout: got the keys {_keys(file)}, expected those of PDEBench (tensor; density, pressure, "
+        "Vx; velocity, particles, force; nu; 0000, 0001, ..) or The Well (t0_fields, ..)"
+    )
+
+
+def _keys(file: h5py.File) -> str:
+    return ", ".join(sorted(file)[:12]) or "(none)"

@@ -1,0 +1,86 @@
+"""Meshes from grid files: a static problem in the plane (Darcy flow) on the triangulated grid.
+
+The nodes are the grid's points, x outermost; every cell of the grid is cut into two triangles along the same diagonal,
+so that the cotangent Laplacian is the five-point one. The source, one number a file, becomes a node field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from ups_data.errors import UpsDataError
+from ups_data.sources.grids import open_raw
+from ups_data.splits import group_id
+from ups_data.stores.mesh import Topology
+
+SOURCE, STRENGTH = "source", "source_strength"
+
+
+class GridMesh:
+    """An open grid file as a mesh shard: what `mesh_npz.MeshShard` has, of samples on one mesh."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        with ExitStack() as stack:
+            raw = stack.enter_context(open_raw(path, "pdebench"))
+            if not raw.roles or len(raw.space) != 2 or STRENGTH not in raw.parameters:
+                raise UpsDataError(
+                    f"{path}: got channels {', '.join(raw.channels)} of {raw.frames} frames, expected Darcy flow in "
+                    "the plane: a mesh is made of a static problem with `nu`, `tensor` and `beta`"
+                )
+            self._raw, self._stack = raw, stack.pop_all()
+        self.topology = grid_topology(*raw.coordinates.values())
+        self.times, self.samples = raw.time, raw.samples
+        self.grouped_by = raw.grouped_by
+        self.roles = {"input": [*raw.roles["input"], SOURCE], "target": list(raw.roles["target"])}
+        self.channels = self.roles["input"] + self.roles["target"]
+
+    def parameters(self) -> dict[str, tuple[str, float]]:
+        """The physical parameters, the same for all samples: name -> (raw name, value)."""
+        values = self._raw.values(0)
+        return {n: (raw, v) for (n, raw), v in zip(self._raw.parameters.items(), values, strict=True)}
+
+    def groups(self, count: int) -> list[str]:
+        """Ids of the first samples: the mesh and the coefficient on it, whatever the strength of the source."""
+        blocks = self.blocks(range(count), self.grouped_by, frames=1)
+        return [group_id(self.topology.coords, block[0]) for block in blocks]
+
+    def residuals(self, count: int) -> list[float]:
+        """Relative residual of the equation for the first samples."""
+        return [self._raw.residual(row) for row in range(count)]
+
+    def blocks(self, samples: Iterable[int], channels: Sequence[str], frames: int) -> Iterator[np.ndarray]:
+        """Stream the node fields of those samples: float32 [1, N, C] each; there is one frame."""
+        strength = self.parameters()[STRENGTH][1]
+        for row in samples:
+            values = self._raw.read(row, 0, frames)[0].astype(np.float32)
+            if not np.isfinite(values).all():
+                raise UpsDataError(
+                    f"{self.path}: sample {row} holds NaN or Inf, expected finite numbers; fetch it again"
+                )
+            fields = {name: values[..., i].reshape(-1) for i, name in enumerate(self._raw.channels)}
+            fields[SOURCE] = np.full(values[..., 0].size, strength, dtype=np.float32)
+            yield np.stack([fields[name] for name in channels], axis=-1)[None]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stack.close()
+
+    def __enter__(self) -> GridMesh:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def grid_topology(x: np.ndarray, y: np.ndarray) -> Topology:
+    """The triangle mesh of the points (x_i, y_j), node i * len(y) + j, triangles counter-clockwise."""
+    coords = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
+    node = np.arange(len(coords)).reshape(len(x), len(y))
+    a, b, c, d = (corner.ravel() for corner in (node[:-1, :-1], node[1:, :-1], node[1:, 1:], node[:-1, 1:]))
+    cells = np.stack([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)], axis=1).reshape(-1, 3)
+    return Topology.of(coords, cells)

@@ -1,0 +1,109 @@
+"""What every reader of raw grid files gives: one view of a file, whatever its layout.
+
+A source is a module with a tuple LAYOUTS; `grids` tries them. The helpers here check what HDF5 files hold, so that a
+damaged or strange one is a sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from ups_data.errors import UpsDataError
+
+AXES = "xyz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFile:
+    """One raw file as samples on a grid.
+
+    `read(row, start, stop)` gives frames [start, stop) of one sample, float [T, X.., C]; `read_static(row)` the
+    fields that do not change in time, [X.., C']; `values(row)` its physical parameters in the order of `parameters`.
+    """
+
+    path: Path
+    samples: int
+    frames: int
+    space: tuple[int, ...]
+    channels: tuple[str, ...]
+    time: np.ndarray  # float64 [T]
+    coordinates: dict[str, np.ndarray]  # x, y, z -> float64
+    periodic: tuple[bool, ...]
+    parameters: dict[str, str]  # name -> its spelling in the file
+    values: Callable[[int], tuple[float, ...]] = field(repr=False, compare=False)
+    read: Callable[[int, int, int], np.ndarray] = field(repr=False, compare=False)
+    is_float64: bool = False  # some field is, and is rounded when it is converted
+    bytes_at: int | None = None  # offset of row 0 where the rows are the converted bytes: float32, one channel
+    static_channels: tuple[str, ...] = ()
+    read_static: Callable[[int], np.ndarray] | None = field(default=None, repr=False, compare=False)
+    roles: Mapping[str, list[str]] = field(default_factory=dict)  # of a static problem: input and target channels
+    residual: Callable[[int], float] | None = field(default=None, repr=False, compare=False)  # of its equation
+    axis_names: tuple[str, ...] = ()  # where the file's axes are not called x, y, z
+
+    def describe(self) -> dict[str, object]:
+        """What siblings must share: anything that differs is refused."""
+        return {
+            "channels": self.channels,
+            "resolution": self.space,
+            "frames": self.frames,
+            "parameters": sorted(self.parameters),
+            "periodic": self.periodic,
+        }
+
+    @property
+    def grouped_by(self) -> list[str]:
+        """The channels of the first frame that make an initial condition; of a static problem, its inputs."""
+        return list(self.roles.get("input", self.channels))
+
+
+class Layout(NamedTuple):
+    """How the keys of a file tell its layout, and what opens it."""
+
+    mark: str  # a pattern that some key of the file matches
+    required: tuple[str, ...]  # the other keys it must have
+    open: Callable[[Path, h5py.File], RawFile]
+
+
+def constants(found: Mapping[str, tuple[str, float]]) -> dict[str, object]:
+    """The fields `parameters` and `values` of a file whose samples share them: name -> (raw name, value)."""
+    ordered = sorted(found.items())
+    shared = tuple(value for _, (_, value) in ordered)
+    return {"parameters": {name: raw for name, (raw, _) in ordered}, "values": lambda row: shared}
+
+
+def dataset(path: Path, group: h5py.Group, name: str, dimensions: tuple[int, ...]) -> h5py.Dataset:
+    """A dataset of floats with one of those numbers of dimensions; anything else is refused."""
+    data = group[name]
+    if not isinstance(data, h5py.Dataset) or data.dtype.kind != "f" or data.ndim not in dimensions or 0 in data.shape:
+        got = f"{data.dtype} {data.shape}" if isinstance(data, h5py.Dataset) else "a group"
+        expected = " or ".join(map(str, dimensions))
+        raise UpsDataError(
+            f"{path}: {name}: got {got}, expected a float array of {expected} dimensions; fetch it again"
+        )
+    return data
+
+
+def check_shape(path: Path, data: h5py.Dataset, expected: tuple[int, ...]) -> None:
+    """Refuse a dataset of another shape than the others in its file imply."""
+    if data.shape != expected:
+        name = data.name.lstrip("/")
+        raise UpsDataError(f"{path}: {name} has the shape {data.shape}, expected {expected}; fetch it again")
+
+
+def first_points(path: Path, group: h5py.Group, name: str, wanted: int, most: int | None = None) -> np.ndarray:
+    """The first `wanted` of at most `most` coordinates of an axis, float64."""
+    values = group[name][()].astype(np.float64)
+    if values.ndim != 1 or not wanted <= len(values) <= (most or wanted):
+        raise UpsDataError(f"{path}: {name}: got the shape {values.shape}, expected {wanted} points; fetch it again")
+    return values[:wanted]
+
+
+def is_float64(*fields: h5py.Dataset) -> bool:
+    """Whether some field has more digits than the float32 that it is converted to."""
+    return any(data.dtype.itemsize > 4 for data in fields)
