@@ -1,4 +1,4 @@
-"""Bring published datasets to this machine: archive from cache or DVC remote, verified, unpacked, published.
+"""Bring published datasets to this machine: archive from cache, DVC remote or W&B, verified, unpacked, published.
 
 Only what has its checksum is ever visible under --root; what is there already and is right stays.
 """
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", default="data/pdebench", metavar="DIR", help="where the data goes (data/pdebench)")
     parser.add_argument("--cache", default="artifacts/cache", metavar="DIR", help="archives at hand (artifacts/cache)")
     parser.add_argument(
-        "--from", dest="source", default="dvc", choices=["dvc"], help="whom to ask for an archive (dvc)"
+        "--from", dest="source", default="dvc", choices=["dvc", "wandb"], help="whom to ask for an archive (dvc)"
     )
     parser.add_argument("--remote", metavar="NAME", help="the DVC remote to ask (its default)")
     return run(_work, parser, argv)
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> str:
     places = Places(root=Path(args.root), cache=Path(args.cache))
     for name in args.names:
-        console.say(hydrate(name, tuple(args.split), places, args.version, args.remote))
+        console.say(hydrate(name, tuple(args.split), places, args.version, args.remote, args.source))
     return f"hydrated {', '.join(args.names)}"
 
 

@@ -10,13 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ups_data import archive, console, execution, files, registry
 from ups_data.dvc_files import add_to_cache, cache_folder, cache_object, command, dvc, last_line, locked_outputs
 from ups_data.errors import UpsDataError
+from ups_data.mirror.fetch import fetch_archive
 from ups_data.packaging import item as item_of
 
 LOCK = ".hydrate.lock"
+Source = Literal["dvc", "wandb"]  # whom to ask for an archive
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ def hydrate(
     places: Places = Places(),
     version: str | None = None,
     remote: str | None = None,
+    source: Source = "dvc",
 ) -> str:
     """Restore the splits of a published dataset and its manifest into `places.root`; all splits if none is named.
 
     The registry is that of the workspace or, with `version`, of the dataset's git tag. What is there already
-    and has its checksum stays. Returns a sentence for the person. Raises UpsDataError for an unknown name,
-    an archive that is nowhere to be had, damaged or hostile, or a disk without room.
+    and has its checksum stays; `source` is asked for an archive that is not at hand. Returns a sentence for
+    the person. Raises UpsDataError for an unknown name, an archive that is nowhere to be had, damaged or
+    hostile, or a disk without room.
     """
     tag = find_tag(name, version, places.repository) if version else None
     entry = _entry(name, tag, places.repository)
@@ -58,7 +63,7 @@ def hydrate(
                 console.say(f"{places.root / item.path} differs from the published one and is replaced")
         size = sum(item.size for item in missing)
         files.require_space(places.root, size, f"hydrating {name}")
-        packed = find_archive(entry, tag, places, remote)
+        packed = find_archive(entry, tag, places, remote, source)
         started = time.monotonic()
         with console.progress(f"hydrate {name}", size, "B") as bar:
             restored = archive.extract(
@@ -186,8 +191,10 @@ def _entry(name: str, tag: str | None, repository: Path) -> registry.Entry:
 # --- its archive ---------------------------------------------------------------------------------
 
 
-def find_archive(entry: registry.Entry, tag: str | None, places: Places, remote: str | None = None) -> Path:
-    """A verified copy of the entry's archive: the workspace's, the cache's, DVC's, or one fetched by DVC.
+def find_archive(
+    entry: registry.Entry, tag: str | None, places: Places, remote: str | None = None, source: Source = "dvc"
+) -> Path:
+    """A verified copy of the entry's archive: the workspace's, the cache's, DVC's, or one fetched by DVC or from W&B.
 
     Raises UpsDataError when it is nowhere to be had, or when what DVC fetched is not what the registry says.
     """
@@ -195,6 +202,10 @@ def find_archive(entry: registry.Entry, tag: str | None, places: Places, remote:
     for candidate in (places.artifacts / packed.file, places.cache / packed.file):
         if _is_archive(candidate, packed):
             return candidate
+    if source == "wandb":
+        with locked(places.cache, f"another process fetches into {places.cache}"):
+            at_hand = places.cache / packed.file  # the other process may have brought it
+            return at_hand if _is_archive(at_hand, packed) else fetch_archive(entry, places.cache)
     repository = places.repository
     try:
         cached = cache_object(cache_folder(repository), packed.md5)
