@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> str:
     """Train the autoencoder of the task; returns the last line to print."""
-    knobs = dataset_params(load_params(args.params, args.set), args.task)
+    params = load_params(args.params, args.set)
+    knobs = dataset_params(params, args.task)
     from ups_data.execution import pick_device
     from ups_data.files import remove, write_csv
     from ups_data.manifest import content_key
@@ -40,14 +41,19 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.training.autoencoder import round_trip, train_autoencoder
     from ups_data.training.frames import open_frames
     from ups_data.training.loop import CURVE
+    from ups_data.training.tracking import tracked
 
     device = pick_device(args.device)
     train, val = (open_frames(args.data, args.task, split, knobs.kind, knobs.view) for split in ("train", "val"))
     state = Path(".state/autoencoder") / args.task
     key = content_key(data=train.manifest["key"], knobs=knobs.autoencoder.model_dump(), view=knobs.view.model_dump())
-    model, curve = train_autoencoder(args.task, train, val, knobs.autoencoder, state=state, key=key, device=device)
-    save_autoencoder(Path(args.models) / args.task / "autoencoder.safetensors", model, knobs.autoencoder.steps)
-    write_csv(Path(args.reports) / args.task / "autoencoder.csv", CURVE, curve)
+    checkpoint = Path(args.models) / args.task / "autoencoder.safetensors"
+    with tracked(params, args.task, "autoencoder") as run:
+        model, curve = train_autoencoder(args.task, train, val, knobs.autoencoder, state=state, key=key, device=device)
+        save_autoencoder(checkpoint, model, knobs.autoencoder.steps)
+        write_csv(Path(args.reports) / args.task / "autoencoder.csv", CURVE, curve)
+        run.curve(CURVE, curve)
+        run.model("autoencoder", checkpoint)
     remove(state)
     errors = ", ".join(f"{channel} {error:.2g}" for channel, error in round_trip(model, val, device).items())
     return f"{args.task}: round-trip nRMSE on val: {errors}; next: python -m stages.latents {args.task}"

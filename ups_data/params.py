@@ -179,7 +179,7 @@ class Train(Optimiser):
 
 
 class Baseline(Optimiser):
-    """A plain network in physical space, to compare with; `bundle` frames a call on grids, `unroll` calls in training."""
+    """A plain network in physical space; `bundle` frames a call on grids, `unroll` calls in training."""
 
     width: Positive
     depth: Positive
