@@ -4,9 +4,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+BASE   ?= main
+HOOKS   = $(shell git rev-parse --git-path hooks)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env repro test test-slow lint format lock clean
+.PHONY: help env setup repro test test-slow lint format check-lock release report push lock clean
 
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -18,6 +20,12 @@ $(STAMP): requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
+
+setup: env       ## the environment, and DVC's git hooks: status at commit, data at checkout, `make push` at git push
+	grep -qs 'make push' $(HOOKS)/pre-push || $(BIN)/dvc install
+	for hook in pre-commit post-checkout; do \
+	  printf '#!/bin/sh\nexec "%s/dvc" git-hook %s "$$@"\n' "$(abspath $(BIN))" $$hook > $(HOOKS)/$$hook; done
+	printf '#!/bin/sh\nexec make push\n' > $(HOOKS)/pre-push
 
 repro: env       ## run the whole pipeline on the sample data, then print the metrics
 	$(BIN)/dvc repro
@@ -36,6 +44,18 @@ lint: env        ## style and types of public functions
 format: env      ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+check-lock: env  ## does dvc.lock match the code and the knobs? The data may be absent
+	$(BIN)/python -m stages.release --check
+
+push: env        ## push what is worth it: archives and models (everything: dvc push)
+	$(BIN)/dvc push package autoencoder train baseline
+
+release: env     ## tag a dataset's version: make release NAME=burgers1d-subset VERSION=v1.0.0
+	$(BIN)/python -m stages.release $(NAME) $(VERSION)
+
+report: env      ## Markdown for a pull request, against where the branch left BASE (main)
+	@$(BIN)/python -m stages.report --base $(BASE)
 
 lock:            ## pin requirements.in and all it needs into requirements.txt
 	rm -rf .lock && $(PYTHON) -m venv .lock
