@@ -1,0 +1,70 @@
+"""Train the plain network of a task in physical space, from the converted data.
+
+Writes models/<task>/baseline.safetensors and the learning curve reports/<task>/baseline.csv. A killed run goes on
+from its last saved state.
+
+    python -m stages.baseline burgers1d
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.common import run, stage_parser
+from ups_data.params import dataset_params, load_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and train; returns the exit status."""
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.baseline burgers1d")
+    parser.add_argument("task", help="a dataset of params.yaml")
+    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
+    parser.add_argument(
+        "--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside"
+    )
+    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the learning curves")
+    parser.add_argument("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    return run(train, parser, argv)
+
+
+def train(args: argparse.Namespace) -> str:
+    """Train the baseline of the task; returns the last line to print."""
+    params = load_params(args.params, args.set)
+    knobs = dataset_params(params, args.task)
+    from ups_data.execution import pick_device
+    from ups_data.files import remove, write_csv
+    from ups_data.manifest import content_key, read_manifest
+    from ups_data.models.checkpoint import save_model
+    from ups_data.training.baseline import train_baseline
+    from ups_data.training.loop import CURVE
+    from ups_data.training.tracking import tracked
+
+    splits = [Path(args.data) / f"{args.task}_{split}.{knobs.store}" for split in ("train", "val")]
+    data = read_manifest(args.data, args.task)["key"]
+    state = Path(".state/baseline") / args.task
+    checkpoint = Path(args.models) / args.task / "baseline.safetensors"
+    with tracked(params, args.task, "baseline") as run:
+        model, curve = train_baseline(
+            knobs.kind,
+            *splits,
+            knobs.baseline,
+            knobs.view,
+            state=state,
+            key=content_key(data=data, knobs=knobs.baseline.model_dump(), view=knobs.view.model_dump()),
+            device=pick_device(args.device),
+            label=f"{args.task} baseline",
+        )
+        save_model(checkpoint, model.state_dict(), model.config)
+        write_csv(Path(args.reports) / args.task / "baseline.csv", CURVE, curve)
+        run.curve(CURVE, curve)
+        run.model("baseline", checkpoint)
+    remove(state)
+    best = min(row[2] for row in curve)
+    return f"{args.task}: baseline with a validation error of {best:.3g}; next: python -m stages.evaluate {args.task}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

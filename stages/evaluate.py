@@ -1,0 +1,60 @@
+"""Evaluate a task on its test split: roll out, decode, compare with truth, the baseline, and doing nothing.
+
+Writes reports/<task>/metrics.json (flat, the same keys for every task), details.json (protocol, definitions, errors by
+channel and parameter), error_per_step.csv and rollout.png.
+
+    python -m stages.evaluate burgers1d
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.common import run, stage_parser
+from ups_data.params import dataset_params, load_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and evaluate; returns the exit status."""
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.evaluate burgers1d")
+    parser.add_argument("task", help="a dataset of params.yaml")
+    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
+    parser.add_argument("--cache-dir", default="data/latent_cache", metavar="DIR", help="folder of the latent caches")
+    parser.add_argument(
+        "--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside"
+    )
+    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the results, one a task inside")
+    parser.add_argument("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    return run(evaluate, parser, argv)
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """Evaluate the task; returns the last line to print."""
+    params = load_params(args.params, args.set)
+    knobs = dataset_params(params, args.task)
+    from ups_data.evaluation.report import write_report
+    from ups_data.evaluation.task import open_evaluation
+    from ups_data.execution import pick_device
+    from ups_data.training.tracking import tracked
+
+    evaluation = open_evaluation(
+        args.task, knobs, Path(args.data), Path(args.cache_dir), Path(args.models), pick_device(args.device)
+    )
+    reports = Path(args.reports) / args.task
+    with tracked(params, args.task, "evaluate", Path(args.data)) as run:
+        metrics = write_report(reports, args.task, knobs, evaluation)
+        run.metrics(metrics)
+        run.picture("rollout", reports / "rollout.png")
+    reference = "persistence" if metrics["nrmse_persistence"] is not None else "mean"
+    return (
+        f"{args.task}: nRMSE {metrics['nrmse']:.3g} over {metrics['samples']} test trajectories "
+        f"({reference} {metrics[f'nrmse_{reference}']:.3g}, baseline {metrics['nrmse_baseline']:.3g}, "
+        f"round trip {metrics['nrmse_roundtrip']:.3g}); see {args.reports}/{args.task}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

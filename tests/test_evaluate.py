@@ -1,0 +1,210 @@
+"""From a cache to a report: the stages train, baseline and evaluate on small data of every kind."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages import baseline, evaluate, train
+from ups_data.evaluation.advection import advect
+from ups_data.evaluation.forecast import Forecast, Forecasts
+from ups_data.evaluation.report import gather, summary
+from ups_data.files import checksum, read_json
+from ups_data.models.autoencoder import save_autoencoder
+from ups_data.models.baselines import MeshNet, ParticleNet
+from ups_data.models.operator import conditioning_facts
+from ups_data.training.caching import cache_split
+
+from .small_data import CPU, LATENTS, TASKS, VIEWS, WRITERS, frames_of, trained
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+KINDS = tuple(TASKS)
+REPORT = ("metrics.json", "details.json", "error_per_step.csv", "rollout.png")
+KNOBS = {
+    "train": {"width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 1, "unroll": "[1]", "steps": 10, "batch": 4},
+    "baseline": {"width": 8, "depth": 2, "bundle": 1, "unroll": 1, "steps": 5, "batch": 4},
+    "evaluate": {"given": 2, "pictures": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A folder with data, autoencoders and caches of every kind."""
+    root = tmp_path_factory.mktemp("evaluate")
+    for kind, task in TASKS.items():
+        WRITERS[kind](root / "data")
+        model, curve = trained(root / "data", kind, steps=15)
+        save_autoencoder(root / "models" / task / "autoencoder.safetensors", model, curve[-1][0])
+        for split in ("train", "val", "test"):
+            frames = frames_of(root / "data", kind, split)
+            cache_split(model, frames, root / "cache" / f"{task}_{split}", LATENTS, device=CPU)
+    return root
+
+
+def flags(root, kind, stage, **changes):
+    """The command line of a stage with the small knobs."""
+    task = TASKS[kind]
+    sets = {f"{stage}.{name}": value for name, value in (KNOBS[stage] | changes).items()}
+    sets |= {f"view.{name}": value for name, value in VIEWS[kind].model_dump().items()}
+    where = {"data": "data", "models": "models", "reports": "reports", "cache-dir": "cache"}
+    if stage != "evaluate":
+        where.pop("cache-dir" if stage == "baseline" else "data")
+    named = [part for name, folder in where.items() for part in (f"--{name}", str(root / folder))]
+    settings = [part for name, value in sets.items() for part in ("--set", f"datasets.{task}.{name}={value}")]
+    return [task, "--params", str(PARAMS), "--device", "cpu", "-q", *named, *settings]
+
+
+@pytest.fixture(scope="module")
+def reports(places, tmp_path_factory):
+    """The folder of the reports after the three stages ran on every kind."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))  # .state lies in the current folder
+        for kind in KINDS:
+            for name, stage in (("train", train), ("baseline", baseline), ("evaluate", evaluate)):
+                assert stage.main(flags(places, kind, name)) == 0
+        assert not [path for path in Path(".state").rglob("*") if path.is_file()]
+    return places / "reports"
+
+
+def test_every_task_reports_the_same_flat_keys(reports):
+    metrics = {kind: read_json(reports / task / "metrics.json") for kind, task in TASKS.items()}
+    assert len({tuple(values) for values in metrics.values()}) == 1
+    for kind, values in metrics.items():
+        missing = {name for name, value in values.items() if value is None}
+        assert (
+            missing
+            == {
+                "grid": set(),
+                "mesh": {"nrmse_persistence"},
+                "particles": {"nrmse_low", "nrmse_mid", "nrmse_high"},
+            }[kind]
+        )
+        assert all(math.isfinite(value) for value in values.values() if value is not None)
+        assert values["nrmse_roundtrip"] < min(values["nrmse"], values["nrmse_mean"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_steps_average_to_the_whole(reports, kind):
+    metrics = read_json(reports / TASKS[kind] / "metrics.json")
+    table = np.genfromtxt(reports / TASKS[kind] / "error_per_step.csv", delimiter=",", names=True)
+    for column, key in (("operator", "nrmse"), ("baseline", "nrmse_baseline"), ("roundtrip", "nrmse_roundtrip")):
+        assert np.mean(table[column]) == pytest.approx(metrics[key], rel=1e-3)
+    assert np.atleast_1d(table["operator"])[-1] == pytest.approx(metrics["nrmse_last_step"], rel=1e-3)
+
+
+def test_steps_and_times_follow_the_given_frames(reports):
+    table = np.genfromtxt(reports / TASKS["grid"] / "error_per_step.csv", delimiter=",", names=True)
+    # 9 frames, 0.01 apart, of which every second is seen: 5, of which 2 are given.
+    assert table["step"].tolist() == [2, 3, 4]
+    assert table["time"] == pytest.approx([0.04, 0.06, 0.08], rel=1e-5)
+
+
+def test_details_tell_protocol_channels_and_parameters(reports):
+    details = read_json(reports / TASKS["grid"] / "details.json")
+    metrics = read_json(reports / TASKS["grid"] / "metrics.json")
+    assert details["protocol"]["given_frames"] == 2
+    assert details["protocol"]["split"] == "test"
+    by_speed = details["parameters"]["advection_speed"]
+    assert [entry["value"] for entry in by_speed] == [0.5, 1.0]
+    assert np.mean([entry["operator"] for entry in by_speed]) == pytest.approx(metrics["nrmse"], rel=1e-3)
+    particles = read_json(reports / TASKS["particles"] / "details.json")
+    assert list(particles["channels"]) == ["displacement_x", "displacement_y", "velocity_x", "velocity_y"]
+    assert particles["channels"]["displacement_x"]["mean"] == pytest.approx(1.0)  # no motion misses all of it
+
+
+def test_the_pictures_are_small_and_the_report_is_the_same_on_a_second_run(places, reports, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for kind, task in TASKS.items():
+        assert (reports / task / "rollout.png").stat().st_size < 150_000
+        before = {name: checksum(reports / task / name) for name in REPORT}
+        assert evaluate.main(flags(places, kind, "evaluate")) == 0
+        assert {name: checksum(reports / task / name) for name in REPORT} == before
+
+
+@pytest.mark.parametrize(("given", "most"), [(0, 4), (5, 4)])
+def test_given_frames_that_leave_nothing_to_do_are_refused(places, reports, capsys, given, most):
+    assert evaluate.main(flags(places, "grid", "evaluate", given=given)) == 1
+    wanted = "greater than or equal to 1" if given == 0 else f"expected 1 (the frames the models see) to {most}"
+    assert wanted in capsys.readouterr().err
+
+
+def test_a_cache_of_another_autoencoder_is_refused_by_training_and_evaluation(places, reports, tmp_path, capsys):
+    root, task = tmp_path / "copy", TASKS["grid"]
+    shutil.copytree(places, root)
+    other, curve = trained(root / "data", "grid", seed=1, steps=5)
+    save_autoencoder(root / "models" / task / "autoencoder.safetensors", other, curve[-1][0])
+    for name, stage in (("train", train), ("evaluate", evaluate)):
+        assert stage.main(flags(root, "grid", name)) == 1
+        assert "is stale: its latents were made with another" in capsys.readouterr().err
+
+
+def test_an_operator_trained_on_other_latents_is_refused(places, reports, tmp_path, capsys):
+    root, task = tmp_path / "copy", TASKS["grid"]
+    shutil.copytree(places, root)
+    other, curve = trained(root / "data", "grid", seed=1, steps=5)
+    save_autoencoder(root / "models" / task / "autoencoder.safetensors", other, curve[-1][0])
+    for split in ("train", "val", "test"):
+        cache = root / "cache" / f"{task}_{split}"
+        cache_split(other, frames_of(root / "data", "grid", split), cache, LATENTS, device=CPU)
+    assert evaluate.main(flags(root, "grid", "evaluate")) == 1
+    assert "was trained on the latents of another autoencoder" in capsys.readouterr().err
+
+
+def test_particles_carried_by_a_turning_flow_stay_on_their_circle():
+    def field(step, places):  # solid rotation about the origin, one radian a unit of time
+        return torch.stack([-places[..., 1], places[..., 0]], dim=-1)
+
+    start = torch.tensor([[[1.0, 0.0], [0.0, 0.5]]])
+    places, speeds = advect(field, start, field(-1, start), 0.05, 40)
+    turned = math.cos(2.0), math.sin(2.0)
+    assert places[0, -1, 0].tolist() == pytest.approx(turned, abs=2e-3)  # 40 steps of 0.05, Heun's error of order dt^2
+    assert speeds[0, -1, 1].norm().item() == pytest.approx(0.5, abs=2e-3)
+
+
+def test_the_mesh_baseline_does_not_depend_on_the_numbering_of_nodes():
+    config = {
+        "mean": [0.0, 0.0], "std": [1.0, 1.0], "width": 8, "depth": 2, "inputs": [0], "targets": [1], "dimension": 2,
+        "edge_length": 0.5, "conditioning": conditioning_facts(torch.zeros(1, 0), 1.0),
+    }  # fmt: skip
+    model = MeshNet(config)
+    coords, inputs = torch.rand(5, 2), torch.rand(1, 5, 1)
+    edges = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4], [0, 4], [1, 3]])
+    boundary = torch.tensor([True, False, True, False, True])
+    order = torch.tensor([3, 0, 4, 2, 1])
+    renumbered = order.argsort()[edges]
+    plain = model(inputs, coords, edges, boundary, torch.zeros(1, 0))
+    mixed = model(inputs[:, order], coords[order], renumbered, boundary[order], torch.zeros(1, 0))
+    assert torch.allclose(mixed, plain[:, order], atol=1e-5)
+
+
+def test_the_particle_baseline_sees_neighbours_across_the_seam():
+    config = {
+        "mean": [0.0, 0.0], "std": [1.0, 1.0], "width": 8, "depth": 1, "dimension": 2, "radius": 0.1,
+        "conditioning": conditioning_facts(torch.ones(1, 0), 0.1),
+    }  # fmt: skip
+    model = ParticleNet(config)
+    torch.nn.init.normal_(model.outward.weight)
+    box, empty, dt = torch.ones(2), torch.ones(1, 0), torch.full((1,), 0.1)
+    speeds = torch.tensor([[[0.3, 0.0], [0.0, -0.2]]])
+    at_seam, inside = (torch.tensor([[[x, 0.5], [y, 0.5]]]) for x, y in ((0.98, 0.03), (0.48, 0.53)))
+    (x, v), (y, w) = (model(places, speeds, speeds, box, empty, dt) for places in (at_seam, inside))
+    assert torch.allclose(v, w, atol=1e-5)
+    assert torch.allclose((x - y) % 1.0, torch.tensor([0.5, 0.0]).expand_as(x), atol=1e-5)
+
+
+def test_batches_are_put_back_into_the_order_of_the_samples():
+    truth = np.ones((4, 1, 6, 1)) * np.array([1.0, 2.0, 3.0, 4.0])[:, None, None, None]
+    wrong = truth * np.array([1.1, 1.2, 1.3, 1.4])[:, None, None, None]
+    parts = [
+        Forecast(rows, truth[rows], {"operator": wrong[rows], "baseline": truth[rows]}, {}) for rows in ([2, 0], [3, 1])
+    ]
+    forecasts = Forecasts(["u"], np.ones(1), np.zeros(1), np.zeros((4, 0)), [], iter(parts))
+    scores, kept = gather(forecasts, None, {3})
+    assert scores["operator"][:, 0, 0] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert [forecast.samples for forecast in kept] == [[3]]
+    assert summary(scores, 0.5)["nrmse"] == pytest.approx(0.25)

@@ -1,0 +1,1 @@
+"""Rollouts on the test split, their errors, and pictures of them."""

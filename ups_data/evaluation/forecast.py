@@ -1,0 +1,61 @@
+"""What the operator and the predictors beside it say about the test split, in physical units, a batch at a time.
+
+Predictors: `operator` (latent rollout, decoded), `baseline` (plain network), `persistence` (the last given frame
+stays; not for static problems), `mean` (the mean over train), `roundtrip` (the true frames through encoder and
+decoder: no latent operator can be expected to do better).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+BATCH_VALUES = 1 << 24  # numbers of truth in a batch: 64 MB, and a handful of predictions of that size
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A batch of test samples and what every predictor says: arrays [sample, time, space.., channel].
+
+    For points the space is one axis of nodes or particles. `geometry` holds what the samples share (coordinates of
+    the axes or nodes, cells, box), `known` what was given of each beside frames: the input field, the start.
+    """
+
+    samples: list[int]
+    truth: np.ndarray
+    predictions: dict[str, np.ndarray]
+    geometry: dict[str, np.ndarray]
+    known: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def only(self, row: int) -> Forecast:
+        """The forecast of one sample of the batch, copied out of it."""
+        predictions = {name: prediction[row : row + 1].copy() for name, prediction in self.predictions.items()}
+        known = {name: values[row : row + 1].copy() for name, values in self.known.items()}
+        return Forecast([self.samples[row]], self.truth[row : row + 1].copy(), predictions, self.geometry, known)
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """The test split as the metrics see it: what is in the arrays of its forecasts, and the forecasts."""
+
+    channels: list[str]
+    spread: np.ndarray  # [C] train's std of each channel: what a small value is small beside
+    times: np.ndarray  # [T] of the predicted frames
+    parameters: np.ndarray  # [S, P]
+    parameter_names: list[str]
+    batches: Iterator[Forecast]
+
+
+def batches(samples: int, values: int) -> Iterator[list[int]]:
+    """Consecutive samples, as many as keep the truth of a batch within BATCH_VALUES; `values` are those of one."""
+    size = max(1, BATCH_VALUES // values)
+    for start in range(0, samples, size):
+        yield list(range(start, min(samples, start + size)))
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Off the device, float32."""
+    return tensor.float().cpu().numpy()

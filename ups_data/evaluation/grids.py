@@ -1,0 +1,47 @@
+"""Forecasts of regular grids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ups_data.evaluation.forecast import Forecast, Forecasts, batches, to_numpy
+from ups_data.evaluation.task import Evaluation
+from ups_data.stores.grid import GridReader
+from ups_data.training.baseline import grid_window, viewed_frames
+from ups_data.training.operator import decode_frames
+
+
+def grid_forecasts(task: Evaluation) -> Forecasts:
+    """Forecast the test split of a grid task from its first `given` frames."""
+    reader, view, given = GridReader(task.test), task.view, task.given
+    operator, frames = task.operator, viewed_frames(reader.shape[1], view)
+    task.check_given(operator.history, frames)
+    times = reader.time[:: view.time_stride]
+    facts = [reader.manifest["statistics"]["channels"][name] for name in reader.channels]
+    means = np.array([fact["mean"] for fact in facts], dtype=np.float32)
+    axes = {axis: values[:: view.space_stride] for axis, values in reader.coordinates.items()}
+
+    def run() -> Iterator[Forecast]:
+        for samples in batches(len(reader), frames * grid_window(reader, view, 0, 0, 1).size):
+            fields = np.stack([grid_window(reader, view, s, 0, frames) for s in samples])
+            latents = task.latents("state", samples, given - operator.history, frames)
+            known, following = latents[:, : operator.history], latents[:, operator.history :]
+            parameters = torch.from_numpy(reader.parameters[samples]).to(task.device)
+            dt = torch.full((len(samples),), float(times[1] - times[0]), device=task.device)
+            last, truth = fields[:, given - 1 : given], fields[:, given:]
+            future = operator.rollout(known, parameters, dt, frames - given)
+            frame = torch.from_numpy(last[:, 0]).to(task.device)
+            predictions = {
+                "operator": to_numpy(decode_frames(task.autoencoder, future, None, "state")),
+                "baseline": to_numpy(task.baseline.rollout(frame, parameters, dt, frames - given)),
+                "persistence": np.broadcast_to(last, truth.shape),
+                "mean": np.broadcast_to(means, truth.shape),
+                "roundtrip": to_numpy(decode_frames(task.autoencoder, following, None, "state")),
+            }
+            yield Forecast(samples, truth, predictions, axes)
+
+    spread = np.array([fact["std"] for fact in facts])
+    return Forecasts(reader.channels, spread, times[given:], reader.parameters, reader.parameter_names, run())

@@ -1,0 +1,93 @@
+"""Error measures of predicted fields; arrays are [sample, time, space.., channel], results [sample, time, channel].
+
+nRMSE is PDEBench's (Takamoto et al. 2022): the RMSE over space divided by the target's RMS over space at that
+step, then the mean over samples, steps and channels. A mean of these arrays over all axes is that number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+BANDS = {"low": (0, 4), "mid": (5, 12), "high": (13, None)}  # whole wavenumbers, PDEBench's fRMSE bands
+FLAT = 0.01  # a target whose RMS is below this share of the channel's spread: relative errors mean little there
+FLOOR = 1e-6  # share of the spread below which a denominator is not taken: keeps a zero target finite
+
+
+def root_mean_square(values: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """RMS over space: [S, T, X.., C] to [S, T, C], in float64; `mask` [S, N] marks the real points of [S, T, N, C]."""
+    squares = np.square(values, dtype=np.float64)
+    if mask is None:
+        return np.sqrt(squares.mean(axis=tuple(range(2, values.ndim - 1))))
+    weights = mask.astype(np.float64)
+    return np.sqrt(np.einsum("stnc,sn->stc", squares, weights) / weights.sum(axis=1)[:, None, None])
+
+
+def rmse(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """RMSE over space, in the field's own unit: [S, T, C]."""
+    return root_mean_square(np.asarray(prediction, np.float64) - target, mask)
+
+
+def relative(errors: np.ndarray, size: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Errors [S, T, C, ..] over the target's RMS `size` [S, T, C]; `spread` [C] (train's std) bounds it from below."""
+    size = np.maximum(size, FLOOR * np.asarray(spread))
+    return errors / size.reshape(size.shape + (1,) * (errors.ndim - size.ndim))
+
+
+def flat_frames(size: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Where the target's RMS `size` [S, T, C] is almost nothing beside the channel's spread [C]: bool [S, T, C]."""
+    return size < FLAT * np.asarray(spread)
+
+
+def wavenumber_bands(shape: Sequence[int]) -> np.ndarray:
+    """The band (0 low, 1 mid, 2 high) of every Fourier coefficient of a grid of that shape, by floor(|k|)."""
+    axes = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape), indexing="ij")
+    wavenumber = np.floor(np.sqrt(sum(k**2 for k in axes)) + 1e-9)
+    return np.searchsorted([low for low, _ in BANDS.values()], wavenumber, side="right") - 1
+
+
+def band_rmse(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """RMSE of a grid by band: [S, T, C, 3]; the squares of the three add up to the squared RMSE (Parseval)."""
+    error = np.asarray(prediction, np.float64) - target
+    space = tuple(range(2, error.ndim - 1))
+    shape = [error.shape[axis] for axis in space]
+    power = np.square(np.abs(np.fft.fftn(error, axes=space))) / np.prod(shape) ** 2
+    bands = wavenumber_bands(shape)[..., None]
+    return np.sqrt(np.stack([np.where(bands == b, power, 0.0).sum(axis=space) for b in range(len(BANDS))], axis=-1))
+
+
+def minimum_image(difference: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The shortest of the periodic copies of a difference of positions [.., d]; `box` has the periods, 0 for none."""
+    box = np.asarray(box)
+    return difference - box * np.round(difference / np.where(box > 0, box, np.inf))
+
+
+def displacement(positions: np.ndarray, start: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """How far particles have gone since `start` [S, P, d], counted across the box's seams.
+
+    `positions` [S, T, P, d] follow `start` frame by frame; a particle moves less than half a box a frame.
+    """
+    path = np.concatenate([start[:, None], positions], axis=1).astype(np.float64)
+    return np.cumsum(minimum_image(np.diff(path, axis=1), box), axis=1)
+
+
+def laplacian_modes(laplacian: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvectors [N, N] (columns) of a mesh's Laplacian, a dense matrix, and the band of each.
+
+    They are to the mesh what Fourier modes are to a periodic box: -lap u = k^2 u, with every node standing for an
+    equal share of the `area`. An eigenvalue is (2 pi times the wavenumber a unit of length) squared.
+    """
+    # torch's solver and not numpy's: its threads sleep while they wait (see stages/common.py).
+    scaled = torch.from_numpy(laplacian * (len(laplacian) / area))
+    values, vectors = (part.numpy() for part in torch.linalg.eigh(scaled))
+    wavenumber = np.floor(np.sqrt(np.maximum(values, 0.0)) / (2 * np.pi) + 1e-9)
+    return vectors, np.searchsorted([low for low, _ in BANDS.values()], wavenumber, side="right") - 1
+
+
+def mesh_band_rmse(prediction: np.ndarray, target: np.ndarray, vectors: np.ndarray, bands: np.ndarray) -> np.ndarray:
+    """RMSE over nodes by band of Laplacian modes: [S, T, N, C] to [S, T, C, 3]; squares add up to the squared RMSE."""
+    error = np.asarray(prediction, np.float64) - target
+    power = np.square(np.einsum("nk,stnc->stck", vectors, error)) / error.shape[2]
+    return np.sqrt(np.stack([power[..., bands == b].sum(axis=-1) for b in range(len(BANDS))], axis=-1))

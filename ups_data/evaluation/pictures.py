@@ -1,0 +1,169 @@
+"""Pictures of rollouts: truth, prediction and error of test trajectories, one PNG a task."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ups_data.evaluation.forecast import Forecast, Forecasts
+from ups_data.evaluation.metrics import minimum_image, relative, rmse, root_mean_square
+from ups_data.files import atomic
+
+DPI = 80  # a screen's worth of detail in about 100 kB
+COLOURS = 128
+TRACKS = 60  # particles drawn a panel: more cannot be told apart
+FIELD, ERROR = "RdBu_r", "magma"
+
+
+def draw(path: Path, task: str, kind: str, forecasts: Forecasts, kept: Sequence[Forecast]) -> None:
+    """Write the picture of the kept forecasts (one sample each) atomically; equal forecasts give equal bytes."""
+    if kind == "grid":
+        axes = kept[0].truth.ndim - 3
+        panels = {1: _lines, 2: _planes}.get(axes, _planes)
+    else:
+        panels = {"mesh": _mesh, "particles": _particles}[kind]
+    figure = panels(forecasts, kept)
+    figure.suptitle(f"{task}: latent operator against truth, test split")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    plt.close(figure)
+    # A palette makes the file a third of the size; the eye does not see it.
+    image = Image.open(buffer).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    with atomic(path) as temporary:
+        image.save(temporary, format="PNG", optimize=True)
+
+
+def _figure(rows: int, columns: int, width: float = 3.4, height: float = 2.5) -> tuple[Figure, np.ndarray]:
+    return plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows + 0.4), squeeze=False, layout="constrained"
+    )
+
+
+def _caption(forecasts: Forecasts, forecast: Forecast, channel: int) -> str:
+    """The parameters of a sample and the nRMSE of the channel drawn."""
+    values = forecasts.parameters[forecast.samples[0]]
+    facts = [f"{name} {value:.3g}" for name, value in zip(forecasts.parameter_names, values, strict=True)]
+    errors = rmse(forecast.predictions["operator"], forecast.truth)
+    errors = relative(errors, root_mean_square(forecast.truth), forecasts.spread)
+    return ", ".join([*facts, f"nRMSE {errors[..., channel].mean():.3g}"])
+
+
+def _triple(
+    panels: Sequence[Axes], show: Callable, truth: np.ndarray, prediction: np.ndarray, name: str, labels: Sequence[str]
+) -> None:
+    """Truth and prediction on one scale, their difference on its own; `show(axes, values, **colours)` draws one."""
+    low, high = np.percentile(truth, [0.5, 99.5])
+    low, high = (low, high) if high > low else (low - 1, low + 1)
+    for axes, values, label in zip(panels, (truth, prediction), labels, strict=False):
+        plt.colorbar(show(axes, values, vmin=low, vmax=high, cmap=FIELD), ax=axes, label=name)
+        axes.set_title(label, fontsize=9)
+    error = np.abs(prediction - truth)
+    colours = {"vmin": 0.0, "vmax": max(float(error.max()), 1e-12), "cmap": ERROR}
+    plt.colorbar(show(panels[2], error, **colours), ax=panels[2], label=f"|error| of {name}")
+    panels[2].set_title(labels[2], fontsize=9)
+
+
+def _lines(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
+    """1D grids: space to the right, time upwards, a row a trajectory."""
+    figure, panels = _figure(len(kept), 3)
+    for row, forecast in zip(panels, kept, strict=True):
+        x, times = forecast.geometry["x"], forecasts.times
+        extent = (x[0], x[-1], times[0], times[-1])
+
+        def show(axes: Axes, values: np.ndarray, extent: tuple = extent, **colours: object):
+            axes.set(xlabel="x", ylabel="t")
+            return axes.imshow(values, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **colours)
+
+        truth, prediction = forecast.truth[0, ..., 0], forecast.predictions["operator"][0, ..., 0]
+        labels = ("truth", f"operator: {_caption(forecasts, forecast, 0)}", "error")
+        _triple(row, show, truth, prediction, forecasts.channels[0], labels)
+    return figure
+
+
+def _planes(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
+    """2D grids (3D: the middle plane): first, middle and last predicted step, a row each; one channel a trajectory."""
+    steps = sorted({0, len(forecasts.times) // 2, len(forecasts.times) - 1})
+    figure, panels = _figure(len(kept) * len(steps), 3, 2.9, 2.2)
+    for index, forecast in enumerate(kept):
+        channel = index % len(forecasts.channels)
+        caption = _caption(forecasts, forecast, channel)
+        for row, step in zip(panels[index * len(steps) :], steps, strict=False):
+            truth, prediction = (
+                _plane(values[0, step, ..., channel]) for values in (forecast.truth, forecast.predictions["operator"])
+            )
+            labels = (f"truth, t = {forecasts.times[step]:.3g}", f"operator: {caption}", "error")
+            _triple(row, _image, truth, prediction, forecasts.channels[channel], labels)
+    return figure
+
+
+def _plane(values: np.ndarray) -> np.ndarray:
+    return values if values.ndim == 2 else values[..., values.shape[-1] // 2]
+
+
+def _image(axes: Axes, values: np.ndarray, **colours: object):
+    axes.set(xticks=[], yticks=[], xlabel="x", ylabel="y")
+    return axes.imshow(values.T, origin="lower", interpolation="nearest", **colours)
+
+
+def _mesh(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
+    """Static meshes: the coefficient, the solution, the prediction, the error; a row a sample."""
+    figure, panels = _figure(len(kept), 4, 3.0, 2.3)
+    for row, forecast in zip(panels, kept, strict=True):
+        (x, y), cells = forecast.geometry["coords"][:, :2].T, forecast.geometry["cells"]
+
+        def show(axes: Axes, values: np.ndarray, mesh: tuple = (x, y, cells), **colours: object):
+            axes.set(xticks=[], yticks=[], aspect="equal")
+            return axes.tripcolor(*mesh, values, shading="gouraud", **colours)
+
+        name = next(iter(forecast.known))
+        plt.colorbar(show(row[0], forecast.known[name][0], cmap="viridis"), ax=row[0], label=name)
+        row[0].set_title("given", fontsize=9)
+        truth, prediction = forecast.truth[0, 0, :, 0], forecast.predictions["operator"][0, 0, :, 0]
+        labels = ("truth", f"operator: {_caption(forecasts, forecast, 0)}", "error")
+        _triple(row[1:], show, truth, prediction, forecasts.channels[0], labels)
+    return figure
+
+
+def _particles(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
+    """Particles: true and predicted paths over the predicted steps, and where they end; a row a trajectory."""
+    figure, panels = _figure(len(kept), 3, 3.2, 2.9)
+    for row, forecast in zip(panels, kept, strict=True):
+        start, box = forecast.known["start"][0], forecast.geometry["box"]
+        dimension = start.shape[-1]
+        true, made = (
+            start + values[0, ..., :dimension] for values in (forecast.truth, forecast.predictions["operator"])
+        )
+        speed = np.linalg.norm(forecast.truth[0, ..., dimension:], axis=-1)
+        for axes, paths, label in ((row[0], true, "true paths"), (row[1], made, "operator: paths")):
+            for track in range(0, paths.shape[1], max(1, paths.shape[1] // TRACKS)):
+                line = _wrapped(np.concatenate([start[None, track], paths[:, track]])[:, :2], box[:2])
+                axes.plot(*line.T, lw=0.8, color=plt.cm.viridis(speed[:, track].mean() / speed.max()))
+            axes.set_title(label, fontsize=9)
+        off = np.linalg.norm(made[-1] - true[-1], axis=-1)
+        places = np.where(box > 0, np.mod(true[-1], np.where(box > 0, box, 1)), true[-1])
+        points = row[2].scatter(*places[:, :2].T, c=off, s=9, cmap=ERROR, vmin=0)
+        plt.colorbar(points, ax=row[2], label="error of the position at the end")
+        row[2].set_title(_caption(forecasts, forecast, slice(None)), fontsize=9)
+        for axes in row:
+            axes.set(xlabel="x", ylabel="y", aspect="equal")
+    return figure
+
+
+def _wrapped(path: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A path [T, 2] inside the box, broken (by a row of NaN) where it crosses a seam."""
+    inside = np.where(box > 0, np.mod(path, np.where(box > 0, box, 1)), path)
+    jumps = np.flatnonzero(
+        (np.abs(np.diff(inside, axis=0) - minimum_image(np.diff(inside, axis=0), box)) > 1e-9).any(1)
+    )
+    return np.insert(inside, jumps + 1, np.nan, axis=0)

@@ -1,0 +1,75 @@
+"""What an evaluation works on: the converted splits, the cached latents of the test split, the trained models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ups_data.errors import UpsDataError
+from ups_data.manifest import read_manifest
+from ups_data.models.autoencoder import Autoencoder, load_autoencoder
+from ups_data.models.baselines import Baseline, load_baseline
+from ups_data.models.operator import LatentOperator, load_operator
+from ups_data.params import Dataset, View
+from ups_data.stores.latents import LatentCache, open_cache
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated on which data."""
+
+    manifest: dict
+    train: Path
+    test: Path
+    cache: LatentCache
+    autoencoder: Autoencoder
+    operator: LatentOperator
+    baseline: Baseline
+    view: View
+    given: int  # frames known before the rollout starts
+    device: torch.device
+
+    def latents(self, role: str, samples: Sequence[int], start: int, stop: int) -> Tensor:
+        """Cached latents of frames start..stop: float32 [B, stop - start, L, D]."""
+        rows = [self.cache.read(role, sample, start, stop) for sample in samples]
+        return torch.stack(rows).float().to(self.device)
+
+    def check_given(self, needed: int, frames: int) -> None:
+        """Raise UpsDataError unless `given` is what the models need and leaves a frame to predict."""
+        if not needed <= self.given < frames:
+            raise UpsDataError(
+                f"evaluate.given: got {self.given}, expected {needed} (the frames the models see) to {frames - 1}"
+            )
+
+
+def open_evaluation(
+    task: str, knobs: Dataset, data: Path, cache: Path, models: Path, device: torch.device
+) -> Evaluation:
+    """Open all that a task's evaluation needs.
+
+    Raises UpsDataError when something is missing, or when the operator was trained on another autoencoder's latents.
+    """
+    autoencoder = load_autoencoder(models / task / "autoencoder.safetensors", device)
+    latents = open_cache(cache, task, "test", autoencoder)
+    operator = load_operator(models / task / "operator.safetensors", device)
+    if operator.config["autoencoder"] != autoencoder.constituents()["weights"]:
+        raise UpsDataError(
+            f"{models / task / 'operator.safetensors'} was trained on the latents of another autoencoder; "
+            f"train it again with `python -m stages.train {task}`"
+        )
+    return Evaluation(
+        manifest=read_manifest(data, task),
+        train=data / f"{task}_train.{knobs.store}",
+        test=data / f"{task}_test.{knobs.store}",
+        cache=latents,
+        autoencoder=autoencoder,
+        operator=operator,
+        baseline=load_baseline(models / task / "baseline.safetensors", device),
+        view=knobs.view,
+        given=knobs.evaluate.given,
+        device=device,
+    )

@@ -1,0 +1,23 @@
+"""The error that models are trained on and chosen by: the relative L2 error of physical fields."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+SMALL = 1e-4  # of a channel's mean square: bounds the denominator where a frame is nearly zero
+SMOOTH = 1e-8  # of a channel's mean square: keeps the root's gradient finite where the error is zero
+
+
+def relative_error(prediction: Tensor, target: Tensor, mask: Tensor | None, mean_square: Tensor) -> Tensor:
+    """Mean over samples, frames and channels of |prediction - target| / |target|, fields [B, F, X.., C].
+
+    `mask` [B, N] marks the real points of fields [B, F, N, C] padded to one length; `mean_square` [C] is that of
+    each channel over the training data.
+    """
+    squares, size = (prediction - target).square(), target.square()
+    if mask is not None:
+        weights = (mask / mask.sum(dim=1, keepdim=True))[:, None, :, None]
+        squares, size = (squares * weights).sum(dim=2), (size * weights).sum(dim=2)
+    else:
+        squares, size = squares.flatten(2, -2).mean(dim=2), size.flatten(2, -2).mean(dim=2)
+    return ((squares + SMOOTH * mean_square) / (size + SMALL * mean_square)).sqrt().mean()
