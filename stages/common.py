@@ -15,6 +15,9 @@ from ups_data.errors import UpsDataError
 # Before torch is loaded: its threads sleep while they wait. By default they spin, which makes training several times
 # slower as soon as anything else runs on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# The networks at the default knobs are too small to share among cores: a second thread gains nothing, a second dataset
+# beside it does (`make repro`). Set OMP_NUM_THREADS for larger ones.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
