@@ -21,7 +21,7 @@ env: $(STAMP)    ## create .venv with the pinned packages
 $(STAMP): requirements.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, got {v[0]}.{v[1]}; say make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
 
 setup: env       ## the environment, and DVC's git hooks: status at commit, data at checkout, `make push` at git push
@@ -32,8 +32,8 @@ setup: env       ## the environment, and DVC's git hooks: status at commit, data
 
 # A stage at the default knobs keeps one core busy, so datasets run side by side; the last `dvc repro` does what is left.
 repro: env       ## run the whole pipeline on the sample data, then print the metrics
-	$(BIN)/dvc stage list --name-only | grep '^evaluate@' | \
-	  xargs -P $(JOBS) -n 1 $(BIN)/dvc --wait-for-lock repro 2>&1 | cat
+	$(BIN)/dvc stage list --name-only | sed -n 's/^evaluate@\(.*\)/evaluate@\1 package@\1/p' | \
+	  xargs -P $(JOBS) -L 1 $(BIN)/dvc --wait-for-lock repro 2>&1 | cat
 	$(BIN)/dvc repro
 	$(BIN)/dvc metrics show
 
