@@ -11,7 +11,7 @@ SHELL  := bash
 .SHELLFLAGS := -o pipefail -c
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env setup repro test test-slow lint format check-lock release report push lock clean
+.PHONY: help env setup repro test test-slow lint format check-lock release report push sync lock clean
 
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -62,6 +62,10 @@ release: env     ## tag a dataset's version: make release NAME=burgers1d-subset 
 
 report: env      ## Markdown for a pull request, against where the branch left BASE (main)
 	@$(BIN)/python -m stages.report --base $(BASE)
+
+sync: env        ## upload to W&B what is waiting, and note it in the registry
+	$(BIN)/python -m stages.sync
+	$(BIN)/dvc repro -s sync registry
 
 lock:            ## pin requirements.in and all it needs into requirements.txt
 	rm -rf .lock && $(PYTHON) -m venv .lock
