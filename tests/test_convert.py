@@ -102,6 +102,16 @@ def test_plain_h5py_reads_the_file_in_the_stated_format(raw, tmp_path):
         assert json.loads(file["manifest"][()])["key"]
 
 
+def test_the_root_may_be_the_folder_or_stand_above_it(tmp_path):
+    folder = write_burgers(tmp_path / "data/raw/1D/Burgers/Train")
+    for root in (tmp_path / "data/raw", tmp_path / "data/raw/..", folder):
+        knobs = convert_knobs(root, folder="1D/Burgers/Train")
+        assert convert_grid("burgers1d", knobs, SPLITS, tmp_path / "out")["splits"]["train"]["samples"] == 48
+    write_burgers(tmp_path / "data/other/1D/Burgers/Train")
+    with pytest.raises(UpsDataError, match="no file matches"):  # two such folders: which one is not ours to guess
+        convert_grid("burgers1d", convert_knobs(tmp_path, folder="1D/Burgers/Train"), SPLITS, tmp_path / "out")
+
+
 def test_limit_and_samples_take_the_first_ones(raw, tmp_path):
     manifest = convert_grid("burgers1d", convert_knobs(raw, limit=2, samples=10), SPLITS, tmp_path / "out")
     assert [f["samples"] for f in manifest["source"]["files"]] == [10, 10]

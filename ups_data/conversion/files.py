@@ -35,11 +35,17 @@ def _matches(pattern: str) -> list[Path]:
 
 
 def raw_files(knobs: Convert) -> tuple[Path, list[Path]]:
-    """The root that names are relative to, and the files; a root that is the folder itself is understood too."""
+    """The root that names are relative to, and the files.
+
+    A root that is the folder itself, or that has the one such folder somewhere below it, is understood too.
+    """
     root = Path(knobs.root)
     folder = root / knobs.folder
-    if not folder.exists() and any(_matches(str(root / knobs.pattern))):
-        folder = root
+    if not folder.exists():
+        if any(_matches(str(root / knobs.pattern))):
+            folder = root
+        elif len(below := [path for path in root.glob(f"**/{knobs.folder}") if path.is_dir()]) == 1:
+            folder = below[0]
     return root, find_files(str(folder / knobs.pattern), knobs.limit)
 
 
