@@ -1,66 +1,76 @@
 """The pipeline re-runs what a change touches, and nothing else."""
 
 import ast
+import hashlib
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ups_data import files
+from ups_data.modules import LISTS, module_graph, used_by, write_lists
 from ups_data.params import Dataset, Params, load_params
 
 ROOT = Path(__file__).parents[1]
-# Modules that every stage uses and that shape no output: how it fails, what it prints, where it runs, the schema
-# (its values are tracked as params).
-INFRASTRUCTURE = {
-    "stages/common.py",
-    "ups_data/console.py",
-    "ups_data/errors.py",
-    "ups_data/execution.py",
-    "ups_data/files.py",
-    "ups_data/params.py",
-    "ups_data/training/tracking.py",
-}
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 
 
-def imported(path):
-    """The project's own modules that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        for name in names:
-            file = Path(*name.split(".")).with_suffix(".py")
-            if name.split(".")[0] in ("ups_data", "stages") and (ROOT / file).is_file():
-                found.add(file.as_posix())
-    return found
+CODE = [name for name in STAGES if name != "code"]
+GRAPH = module_graph(ROOT)
 
 
-def closure(path):
-    seen, todo = set(), {path}
-    while todo:
-        seen |= todo
-        todo = {other for one in todo for other in imported(one)} - seen - INFRASTRUCTURE
-    return seen
+@pytest.mark.parametrize("name", CODE)
+def test_a_stage_depends_on_the_list_of_the_modules_it_uses(name):
+    deps = STAGES[name].get("do", STAGES[name])["deps"]
+    assert [d for d in deps if d.startswith(("stages", "ups_data", LISTS))] == [f"{LISTS}/{name}.txt"]
 
 
-def code_dependencies(stage):
-    found = set()
-    for path in stage.get("do", stage)["deps"]:
-        if path.startswith(("stages/", "ups_data/")):
-            inside = (ROOT / path).rglob("*.py") if (ROOT / path).is_dir() else [ROOT / path]
-            found |= {p.relative_to(ROOT).as_posix() for p in inside if p.name != "__init__.py"}
-    return found
+def test_the_lists_are_made_for_every_stage():
+    outs = [path for out in STAGES["code"]["outs"] for path in out]
+    assert outs == [f"{LISTS}/{name}.txt" for name in CODE]
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_a_stage_depends_on_exactly_the_modules_it_uses(name):
-    expected = closure(f"stages/{name}.py")
-    assert sorted(code_dependencies(STAGES[name])) == sorted(expected)
+def test_training_code_never_converts_again():
+    for name in ("simulate", "convert", "package"):
+        used = used_by(f"stages/{name}.py", GRAPH)
+        assert not [path for path in used if path.startswith(("ups_data/models", "ups_data/training"))]
+
+
+def test_a_list_has_what_a_stage_imports_anywhere(tmp_path):
+    """In a function, through a package, and the files beside its modules; but nothing it does not import."""
+    texts = {
+        "stages/one.py": "def work():\n    from ups_data.a import b\n",
+        "stages/two.py": "import json\n",
+        "ups_data/__init__.py": "import ups_data.other\n",
+        "ups_data/a/__init__.py": "from ups_data.deep import thing\n",
+        "ups_data/a/b.py": "import ups_data.errors\n",
+        "ups_data/a/page.html": "<p>",
+        "ups_data/a/unused.py": "",
+        "ups_data/deep.py": "thing = 1\n",
+        "ups_data/errors.py": "",
+        "ups_data/other.py": "",
+    }
+    for path, text in texts.items():
+        files.write_text(tmp_path / path, text)
+    folder = write_lists(["one", "two"], tmp_path)
+    lists = {
+        name: [line.split()[1] for line in (folder / f"{name}.txt").read_text().splitlines()] for name in ("one", "two")
+    }
+    assert lists == {
+        "one": [
+            "stages/one.py",
+            "ups_data/a/__init__.py",
+            "ups_data/a/b.py",
+            "ups_data/a/page.html",
+            "ups_data/deep.py",
+        ],
+        "two": ["stages/two.py"],
+    }
+    before = (folder / "two.txt").read_bytes()
+    files.write_text(tmp_path / "ups_data/deep.py", "thing = 2\n")
+    write_lists(["one", "two"], tmp_path)
+    assert (folder / "two.txt").read_bytes() == before
+    assert hashlib.sha256(b"thing = 2\n").hexdigest() in (folder / "one.txt").read_text()
 
 
 @pytest.mark.parametrize("name", STAGES)
