@@ -46,6 +46,8 @@ def _work(args: argparse.Namespace) -> str:
     if args.models:
         params = params.model_copy(update={"sync": params.sync.model_copy(update={"models": True})})
     if args.name:
+        if args.names:
+            raise UpsDataError(f"got {args.names[0]!r} beside --name {args.name}; give files and folders with --path")
         return _by_hand(args, params)
     if args.path:
         raise UpsDataError("--path needs --name: the name of the artifact to make")

@@ -155,5 +155,6 @@ def files_under(paths: list[Path]) -> dict[str, Path]:
                 raise UpsDataError(f"{path} and {found[name]} would both be {name} in the artifact; rename one")
             found[name] = path
     if not found:
-        raise UpsDataError(f"no file in {', '.join(map(str, paths))}; name what to upload with --path")
+        where = ", ".join(map(str, paths)) or "an empty list"
+        raise UpsDataError(f"no file in {where}; name what to upload with --path")
     return found
