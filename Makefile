@@ -5,6 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 JOBS   ?= 2
 STAMP   = $(VENV)/.installed
+CHECKER = $(VENV)/.checker
 BASE   ?= main
 HOOKS   = $(shell git rev-parse --git-path hooks)
 SHELL  := bash
@@ -24,6 +25,10 @@ $(STAMP): requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.txt
 	touch $@
 
+$(CHECKER): $(STAMP) requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements-dev.txt
+	touch $@
+
 setup: env       ## the environment, and DVC's git hooks: status at commit, data at checkout, `make push` at git push
 	grep -qs 'make push' $(HOOKS)/pre-push || $(BIN)/dvc install
 	for hook in pre-commit post-checkout; do \
@@ -37,17 +42,17 @@ repro: env       ## run the whole pipeline on the sample data, then print the me
 	$(BIN)/dvc repro
 	$(BIN)/dvc metrics show
 
-test: env        ## the tests, a few minutes on two cores
+test: $(CHECKER) ## the tests, a few minutes on two cores
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: env   ## the tests that take longer; CI runs both
+test-slow: $(CHECKER) ## the tests that take longer; CI runs both
 	$(BIN)/python -m pytest -m slow
 
-lint: env        ## style and types of public functions
+lint: $(CHECKER) ## style and types of public functions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: env      ## mend what lint can mend
+format: $(CHECKER) ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -67,10 +72,12 @@ sync: env        ## upload to W&B what is waiting, and note it in the registry
 	$(BIN)/python -m stages.sync
 	$(BIN)/dvc repro -s sync registry
 
-lock:            ## pin requirements.in and all it needs into requirements.txt
+lock:            ## pin requirements*.in and all they need into requirements*.txt
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.in
 	.lock/bin/python -m pip freeze --all --exclude pip | sed 's/+cpu$$//' > requirements.txt
+	.lock/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.txt -r requirements-dev.in
+	.lock/bin/python -m pip freeze --all --exclude pip | sed 's/+cpu$$//' | grep -vxFf requirements.txt > requirements-dev.txt
 	rm -rf .lock
 
 clean:           ## remove what can be made again (not the DVC cache)
