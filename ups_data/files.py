@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from ups_data.errors import UpsDataError
 
+ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
 
 
@@ -38,13 +41,14 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, final: Path) -> None:
-    """Put a finished file or directory in its place: readers see the old one or the new one.
+def publish(temporary: Path, final: Path, flush: bool = True) -> None:
+    """Put a finished file or directory in its place, flushed to the disk: readers see the old one or the new one.
 
     A directory cannot be renamed over another, so the old one is moved aside first; a kill between the
     two renames leaves no directory, never a mixed one.
     """
-    sync(temporary)
+    if flush:
+        sync(temporary)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.is_dir() and not final.is_symlink():
         aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
@@ -65,9 +69,13 @@ def publish(temporary: Path, final: Path) -> None:
 
 @contextmanager
 def atomic(final: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; publish it on success, delete it on any failure."""
+    """Yield a temporary path beside `final`; publish it on success, delete it on any failure.
+
+    What a killed process left of the same file a day ago or longer goes too.
+    """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(final)
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
@@ -75,6 +83,16 @@ def atomic(final: str | Path) -> Iterator[Path]:
     except BaseException:
         remove(temporary)
         raise
+
+
+def _sweep(final: Path) -> None:
+    for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+        try:
+            touched = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+        except FileNotFoundError:
+            continue  # its process has just published it
+        if time.time() - touched > ABANDONED:
+            remove(left)
 
 
 def write_text(path: str | Path, text: str) -> None:

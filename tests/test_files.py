@@ -1,0 +1,47 @@
+"""Outputs are whole or absent, and what killed processes leave does not pile up."""
+
+import os
+import time
+
+import pytest
+
+from ups_data import files
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
+    path = tmp_path / "out.txt"
+    files.write_text(path, "old")
+    with pytest.raises(RuntimeError), files.atomic(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["out.txt"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_only_what_was_abandoned_long_ago_is_swept(tmp_path, folder):
+    """A younger temporary file may be that of a process at work; other files are never touched."""
+    path, other = tmp_path / "out[1]", tmp_path / ".other.1234.tmp"
+    old, young = tmp_path / ".out[1].old.tmp", tmp_path / ".out[1].young.tmp"
+    for left in (old, young):
+        if folder:
+            left.mkdir()
+            (left / "part").write_text("x")
+        else:
+            left.write_text("x")
+    other.write_text("x")
+    long_ago = time.time() - 2 * files.ABANDONED
+    for left in [other, old, *old.rglob("*")]:
+        os.utime(left, (long_ago, long_ago))
+    if folder:  # the folder itself was made long ago, but its process still writes into it
+        os.utime(young, (long_ago, long_ago))
+    files.write_text(path, "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, young.name, other.name])
+
+
+def test_equal_values_are_equal_bytes_and_nan_is_refused(tmp_path):
+    files.write_json(tmp_path / "a", {"b": 1, "a": [1.5]})
+    files.write_json(tmp_path / "b", {"a": [1.5], "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.write_json(tmp_path / "c", {"a": float("nan")})
+    assert not (tmp_path / "c").exists()
