@@ -1,0 +1,1 @@
+"""The page itself: its HTML with gaps (Jinja), its style, its script."""
