@@ -21,9 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
-    """A parser with the flags all stages have; `example` is a command that runs, shown by --help."""
+    """A parser with the flags all stages have; `example` is a command that runs, shown by --help.
+
+    It starts with `python -m stages.<stage>`, which is what usage and errors call the program.
+    """
     parser = argparse.ArgumentParser(
-        description=doc, epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=" ".join(example.split()[:3]),
+        description=doc,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--params", default="params.yaml", metavar="FILE", help="the knobs (params.yaml)")
     parser.add_argument(
@@ -34,8 +40,10 @@ def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
         help="override one knob for this run, e.g. --set datasets.burgers1d.train.steps=100",
     )
     level = parser.add_mutually_exclusive_group()
-    level.add_argument("-q", "--quiet", action="store_const", dest="level", const=console.QUIET)
-    level.add_argument("-v", "--verbose", action="store_const", dest="level", const=console.VERBOSE)
+    level.add_argument(
+        "-q", "--quiet", action="store_const", dest="level", const=console.QUIET, help="say only what failed"
+    )
+    level.add_argument("-v", "--verbose", action="store_const", dest="level", const=console.VERBOSE, help="say more")
     parser.set_defaults(level=console.NORMAL)
     return parser
 
@@ -62,6 +70,9 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
         return _fail(parser.prog, "interrupted; run the same command again to go on", 130)
     except MemoryError:
         return _fail(parser.prog, "not enough memory; use a smaller batch or fewer workers", 1)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or "the disk"
@@ -70,7 +81,7 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
             return _fail(parser.prog, f"may not write or read {error.filename}: {error.strerror}", 1)
         raise
     if ending:
-        console.say(f"{ending} ({time.monotonic() - started:.1f} s)")
+        console.say(f"{ending} ({console.duration(time.monotonic() - started)})")
     return 0
 
 

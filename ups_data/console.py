@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_EVERY = 10.0  # seconds between progress lines where there is no terminal
 QUIET, NORMAL, VERBOSE = -1, 0, 1
 _level = NORMAL
+_bars: list[tqdm] = []  # on the terminal now: a line is written above them
 
 
 def set_level(level: int) -> None:
@@ -26,13 +32,37 @@ def is_quiet() -> bool:
 def say(text: str) -> None:
     """A line for the person, unless they asked for quiet."""
     if _level >= NORMAL:
-        print(text, flush=True)
+        _print(text)
 
 
 def detail(text: str) -> None:
     """A line for the person who asked for more."""
     if _level >= VERBOSE:
+        _print(text)
+
+
+def _print(text: str) -> None:
+    if _bars:
+        _bars[-1].write(text)  # above the bar, which is drawn again
+    else:
         print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 12.3 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _size() -> dict[str, object]:
+    """How large tqdm takes the terminal to be: as it is, or 80 x 24 where it does not say (tqdm would draw nothing)."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).lines > 0
+    except OSError:
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
 
 
 class Progress:
@@ -42,11 +72,13 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.note = 0.0, ""
         self.started = self.last_line = time.monotonic()
-        self.bar = None
+        self.bar: tqdm | None = None
         if _level >= NORMAL and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total, desc=label, unit=unit, unit_scale=True, dynamic_ncols=True, leave=False)
+            spaced = unit if unit == "B" else f" {unit}"
+            self.bar = tqdm(total=total, desc=label, unit=spaced, unit_scale=True, leave=False, **_size())
+            _bars.append(self.bar)
 
     def advance(self, amount: float = 1, note: str = "") -> None:
         """Count `amount` more of the unit as done; `note` is shown beside the count."""
@@ -54,15 +86,15 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(amount)
-        elif _level >= NORMAL and time.monotonic() - self.last_line >= LINE_EVERY:
+        elif time.monotonic() - self.last_line >= LINE_EVERY:
             self.last_line = time.monotonic()
-            rate = self.done / (self.last_line - self.started)
-            left = (self.total - self.done) / rate if rate else float("inf")
-            print(
-                f"{self.label}: {_scaled(self.done)}/{_scaled(self.total)} {self.unit}, "
-                f"{_scaled(rate)} {self.unit}/s, {left:.0f} s left {note}".rstrip(),
-                flush=True,
-            )
+            say(self._line())
+
+    def _line(self) -> str:
+        rate = self.done / max(self.last_line - self.started, 1e-9)
+        left = duration((self.total - self.done) / rate) if rate else "unknown time"
+        counts = f"{_scaled(self.done)}/{_scaled(self.total)} {self.unit}, {_scaled(rate)} {self.unit}/s"
+        return f"{self.label}: {counts}, {left} left {self.note}".rstrip()
 
     def expect(self, amount: float) -> None:
         """Count `amount` more of the unit as to be done."""
@@ -71,15 +103,19 @@ class Progress:
             self.bar.total = self.total
 
     def close(self) -> None:
-        """Take the bar off the terminal."""
+        """Take the bar off the terminal; the person who asked for more is told the count, the time and the rate."""
         if self.bar is not None:
+            _bars.remove(self.bar)
             self.bar.close()
+        took = max(time.monotonic() - self.started, 1e-9)
+        rate = f"{_scaled(self.done / took)} {self.unit}/s"
+        detail(f"{self.label}: {_scaled(self.done)} {self.unit} in {duration(took)}, {rate}")
 
 
 def _scaled(value: float) -> str:
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, divisor, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= limit:
-            return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[suffix]:.1f}{suffix}"
+            return f"{value / divisor:.1f}{suffix}"
     return f"{value:.3g}"
 
 
