@@ -43,11 +43,15 @@ def audit_tasks(args: argparse.Namespace) -> str:
     if problems:
         raise UpsDataError(f"{problems[0]}; fetch the data again or convert them again")
     if leaking:
-        remedy = "convert again with splits.protocol: grouped, the same seed and the same samples for all tasks"
+        remedy = (
+            "convert again with splits.protocol: grouped and the same samples, or hashed, and the same seed and shares "
+            "for all tasks"
+        )
         raise UpsDataError(f"{leaking[0]}; {remedy}")
     return (
         f"no initial condition stands in two splits of {', '.join(args.tasks)}; leaked is the share of the test "
-        "samples whose initial condition stands in train, here and in naive splits of the same samples"
+        "samples whose initial condition stands in train, here and in naive splits of the same samples; "
+        f"next: python -m stages.autoencoder {args.tasks[0]}"
     )
 
 

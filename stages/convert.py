@@ -30,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=_positive, metavar="N", help="take at most N files")
     parser.add_argument("--samples", type=_positive, metavar="N", help="take at most N samples of each file")
     parser.add_argument("--workers", type=_positive, metavar="N", help="processes (all cores); the bytes do not change")
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="a Dask cluster to convert grids on, e.g. tcp://host:8786 ($DASK_SCHEDULER_ADDRESS); see docs/clusters.md",
+    )
     return run(convert, parser, argv)
 
 
@@ -52,7 +57,9 @@ def _task(args: argparse.Namespace) -> str:
     if knobs.kind == "grid":
         from ups_data.conversion.grid import convert_grid
 
-        manifest = convert_grid(args.task, source, knobs.splits, args.out, workers=args.workers)
+        manifest = convert_grid(
+            args.task, source, knobs.splits, args.out, workers=args.workers, scheduler=args.scheduler
+        )
     else:
         from ups_data.conversion.points import convert_points
 
@@ -75,7 +82,7 @@ def _pattern(args: argparse.Namespace) -> str:
 
     pattern = str(Path(args.root) / args.pattern) if args.root else args.pattern
     paths = find_files(pattern, args.limit)
-    manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers)
+    manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers, scheduler=args.scheduler)
     return f"{target}: {manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"
 
 

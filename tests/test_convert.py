@@ -3,9 +3,6 @@
 import errno
 import json
 import os
-import random
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +11,9 @@ import numpy as np
 import pytest
 
 from stages import convert as stage
-from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_fields, write_one_array
+from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_fields, write_groups, write_one_array
 from ups_data import files
-from ups_data.conversion import grid
+from ups_data.conversion import blocks
 from ups_data.conversion.grid import convert_grid
 from ups_data.errors import UpsDataError
 from ups_data.stores.grid import GridReader
@@ -84,7 +81,7 @@ def test_the_bytes_do_not_depend_on_workers_or_blocks_of_time(raw, tmp_path, mon
     for workers in (1, 2, 3):
         convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / f"out{workers}", workers=workers)
     assert digests(tmp_path / "out1") == digests(tmp_path / "out2") == digests(tmp_path / "out3")
-    monkeypatch.setattr(grid, "BLOCK", 128)  # two frames a block: a sample larger than memory is cut in time
+    monkeypatch.setattr(blocks, "BLOCK", 128)  # two frames a block: a sample larger than memory is cut in time
     convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "small", workers=2)
     for name in NAMES:
         one, other = (GridReader(tmp_path / folder / f"burgers1d_{name}.h5").data for folder in ("out1", "small"))
@@ -244,61 +241,35 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(raw, tmp_path, monkeypatch, 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(grid.os, "pwrite", full)
+    monkeypatch.setattr(blocks.os, "pwrite", full)
     out = tmp_path / "out"
     assert stage.main(["--pattern", str(raw / "*.hdf5"), "--out", str(out / "x_train.h5"), "--workers", "1"]) == 1
     assert "no room left" in capsys.readouterr().err
     assert digests(out) == {} and not (out / ".x.partial").exists()
 
 
-# --- kills ---------------------------------------------------------------------------------------
-
-KILLED = """
-import os, signal, sys
-from ups_data.conversion import grid
-from tests.raw import SPLITS, convert_knobs
-grid.BLOCK = 4096
-left, write = int(sys.argv[3]), os.pwrite
-
-def counted(*args):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(*args)
-
-grid.os.pwrite = counted
-grid.convert_grid("burgers1d", convert_knobs(sys.argv[1]), SPLITS, sys.argv[2], workers=1)
-"""
-
-
-def test_a_killed_conversion_goes_on_to_the_same_bytes(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "BLOCK", 4096)
-    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "whole")
-    for seed in range(3):
-        out = tmp_path / f"out{seed}"
-        for _ in range(3):
-            moment = str(random.Random(seed).randint(5, 40))
-            done = subprocess.run([sys.executable, "-c", KILLED, str(raw), str(out), moment], cwd=Path.cwd())
-            assert done.returncode in (0, -9)
-            visible = set(digests(out))
-            assert visible in (set(), set(digests(tmp_path / "whole"))), "never half of the outputs"
-        copied = []
-        real = grid.copy_block
-        monkeypatch.setattr(grid, "copy_block", lambda *a, real=real, copied=copied: copied.append(a) or real(*a))
-        convert_grid("burgers1d", convert_knobs(raw), SPLITS, out, workers=1)
-        assert digests(out) == digests(tmp_path / "whole")
-        monkeypatch.setattr(grid, "copy_block", real)
-
-
-def test_a_conversion_that_goes_on_does_not_redo_finished_blocks(raw, tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "BLOCK", 4096)
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(raw), str(tmp_path / "out"), "40"], cwd=Path.cwd())
-    assert killed.returncode == -9
-    finished = len((tmp_path / "out/.burgers1d.partial/journal.jsonl").read_text().splitlines()) - 1
-    assert finished > 0
-    copied = []
-    real = grid.copy_block
-    monkeypatch.setattr(grid, "copy_block", lambda *a: copied.append(a) or real(*a))
-    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out", workers=1)
-    assert len(copied) == 6 - finished, "a file of 20 samples of 384 bytes is two blocks of 4096"
+def test_numbers_are_the_same_read_with_hdf5_or_without(tmp_path, monkeypatch):
+    """Contiguous float32 is read at its byte offsets; packed by HDF5 it goes through the library."""
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(5, 6, 7, 1)).astype(np.float32) for _ in range(20)]
+    configs = [f"sim:\n  gravity: 1.0\n  dam_radius: 0.{i + 10}\n  inner_height: 2.0\n" for i in range(20)]
+    fields = {name: rng.normal(size=(20, 5, 40)).astype(np.float32) for name in ("density", "pressure", "Vx")}
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    for name, compression in (("plain", None), ("packed", "lzf")):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_groups(folder / "2D_rdb_NA_NA.h5", values, configs, "xy", compression)
+        convert_grid("water", convert_knobs(folder, "*.h5"), SPLITS, tmp_path / f"out_{name}", workers=1)
+        path = write_fields(folder / "1D_CFD_Rand_Eta0.1_Zeta0.1_periodic_Train.hdf5", fields)
+        if compression:
+            with h5py.File(path, "r+") as file:
+                for field, array in fields.items():
+                    del file[field]
+                    file.create_dataset(field, data=array, compression=compression)
+        convert_grid("flow", convert_knobs(folder), SPLITS, tmp_path / f"out_{name}", workers=1)
+    for task in ("water", "flow"):
+        for split in NAMES:
+            one, other = (GridReader(tmp_path / f"out_{n}/{task}_{split}.h5") for n in ("plain", "packed"))
+            np.testing.assert_array_equal(one.data, other.data)
+            assert one.groups == other.groups and one.manifest["statistics"] == other.manifest["statistics"]
+            assert one.manifest["fingerprint"] == other.manifest["fingerprint"]

@@ -28,7 +28,7 @@ def test_an_item_is_a_trajectory_with_its_parameters_and_coordinates(path):
     assert item["fields"].dtype == torch.float32
     np.testing.assert_array_equal(item["fields"], reader.data[5])
     np.testing.assert_allclose(item["parameters"], reader.parameters[5])
-    assert item["time"].shape == (6,) and item["x"].shape == (16,) and (item["sample"], item["start"]) == (5, 0)
+    assert item["times"].shape == (6,) and item["x"].shape == (16,) and (item["sample"], item["start"]) == (5, 0)
 
 
 def test_windows_cover_every_start_of_every_trajectory_at_the_view(path):
@@ -37,7 +37,7 @@ def test_windows_cover_every_start_of_every_trajectory_at_the_view(path):
     item = data[7]
     assert (item["sample"], item["start"]) == (3, 1)
     np.testing.assert_array_equal(item["fields"], reader.data[3, 2:6:2, ::4])
-    np.testing.assert_allclose(item["time"], reader.time[2:6:2])
+    np.testing.assert_allclose(item["times"], reader.time[2:6:2])
     np.testing.assert_allclose(item["x"], reader.coordinates["x"][::4])
 
 

@@ -18,6 +18,7 @@ from tests.raw import (
     write_one_array,
 )
 from ups_data.conversion.grid import convert_grid
+from ups_data.conversion.plan import plan_grid
 from ups_data.errors import UpsDataError
 from ups_data.params import load_params
 from ups_data.sources.grids import open_raw
@@ -223,6 +224,29 @@ def test_shallow_water_keeps_its_axes_and_the_radius_of_each_dam(tmp_path):
         np.testing.assert_array_equal(values, data[row])
         assert given == {"dam_radius": pytest.approx(0.3 + 0.01 * row), "gravity": 1.0, "inner_height": 2.0}
     assert len(manifest["parameters"]["dam_radius"]["values"]) == 10
+
+
+def test_bytes_changed_in_the_structure_of_a_file_are_a_sentence_or_no_harm(tmp_path):
+    """A library's own error never comes through, whatever byte of the first 6 kB is another."""
+    data = [random(3, 4, 6, 1) for _ in range(4)]
+    whole = {
+        "1D_Burgers_Sols_Nu0.1.hdf5": write_one_array(tmp_path / "b.hdf5", random(4, 3, 8), {"Nu": 0.1}),
+        "2D_rdb_NA_NA.h5": write_groups(tmp_path / "g.h5", data, [dam(0.1 * i) for i in range(4)], "xy"),
+    }
+    damage = np.random.default_rng(0)
+    refused = 0
+    for name, path in whole.items():
+        for _ in range(150):
+            broken = bytearray(path.read_bytes())
+            for place in damage.integers(0, min(6000, len(broken)), size=8):
+                broken[place] = damage.integers(256)
+            (tmp_path / name).write_bytes(broken)
+            try:
+                plan_grid("task", tmp_path, [tmp_path / name], None, None)
+            except UpsDataError as error:
+                refused += 1
+                assert name in str(error)
+    assert refused > 50
 
 
 def test_dams_that_cover_the_same_cells_are_one_initial_condition(tmp_path):

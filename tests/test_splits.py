@@ -44,6 +44,31 @@ def test_a_share_of_zero_gets_nothing():
     assert set(assign_splits(["a", "b", "c"], splits).values()) == {"train", "test"}
 
 
+HASHED = SPLITS.model_copy(update={"protocol": "hashed"})
+
+
+def test_hashed_tasks_agree_on_every_initial_condition_they_share():
+    groups = [f"{i:032x}" for i in range(3000)]
+    one, other = assign_splits(groups[:2000], HASHED), assign_splits(groups[1000:], HASHED)
+    assert all(one[group] == other[group] for group in groups[1000:2000])
+    by_count = [assign_splits(part, SPLITS) for part in (groups[:2000], groups[1000:])]
+    assert any(by_count[0][group] != by_count[1][group] for group in groups[1000:2000]), "counts alone do not"
+
+
+def test_hashed_shares_are_met_on_average():
+    assigned = list(assign_splits([f"{i:032x}" for i in range(10_000)], HASHED).values())
+    for name, share in (("train", 0.8), ("val", 0.1), ("test", 0.1)):
+        assert abs(assigned.count(name) / 10_000 - share) < 4 * (share * (1 - share) / 10_000) ** 0.5
+
+
+def test_a_hashed_split_without_a_sample_is_a_sentence_and_a_share_of_zero_gets_none():
+    groups = [f"{i:032x}" for i in range(3)]
+    with pytest.raises(UpsDataError, match=r"none of the 3 initial conditions falls into .* by its hash"):
+        assign_splits(groups, HASHED)
+    halves = Splits(protocol="hashed", seed=0, train=0.5, val=0.0, test=0.5)
+    assert set(assign_splits([f"{i:032x}" for i in range(50)], halves).values()) == {"train", "test"}
+
+
 def test_equal_states_are_one_group_and_unequal_ones_are_not():
     state = np.array([[0.0, 1.0], [2.0, 3.0]])
     assert group_id(state) == group_id(state.astype(np.float32))

@@ -1,19 +1,127 @@
-"""Where work runs: this machine's cores, a CPU or a GPU."""
+"""Where work runs: this machine's cores, a Dask cluster, a CPU or a GPU."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING
 
+from ups_data import console
 from ups_data.errors import UpsDataError
 
 if TYPE_CHECKING:
     import torch
 
+SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # the variable that Dask's own commands know
+ANSWER = 10  # seconds that a scheduler has to answer
+AHEAD = 2  # tasks given out for each core: one in work, one waiting for it
+
 
 def cores() -> int:
     """Cores this process may use (a container or a batch job may grant fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_all(
+    work: Callable, tasks: Mapping[int, tuple], workers: int | None = None, scheduler: str | None = None
+) -> Iterator[tuple[int, object]]:
+    """Call `work(*arguments)` for every task (its number -> arguments); yield (number, result) in the order of finish.
+
+    On a Dask cluster where `scheduler` or $DASK_SCHEDULER_ADDRESS names one, else on `workers` processes (all cores).
+    A task may run twice after its worker was killed. Raises what `work` raises, WorkersLost when workers were killed.
+    """
+    address = scheduler or os.environ.get(SCHEDULER)
+    if address and tasks:
+        return _on_cluster(work, tasks, address)
+    workers = min(workers or cores(), len(tasks))
+    if workers < 2:
+        return ((number, work(*arguments)) for number, arguments in tasks.items())
+    return _on_cores(work, tasks, workers)
+
+
+class WorkersLost(UpsDataError):
+    """Worker processes were killed: what they had finished counts, the rest can be done by a second run."""
+
+
+def _on_cores(work: Callable, tasks: Mapping[int, tuple], workers: int) -> Iterator[tuple[int, object]]:
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import get_context
+
+    running: dict[Future, int] = {}
+
+    def finished() -> Iterator[tuple[int, object]]:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            yield running.pop(future), future.result()
+
+    with ProcessPoolExecutor(workers, get_context("fork"), _leave_with, (os.getpid(),)) as pool:
+        try:
+            for number, arguments in tasks.items():
+                running[pool.submit(work, *arguments)] = number
+                if len(running) == AHEAD * workers:
+                    yield from finished()
+            while running:
+                yield from finished()
+        except BrokenProcessPool:
+            raise WorkersLost("a worker process was killed; run the same command again to go on") from None
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _leave_with(parent: int) -> None:
+    """End this worker when its parent is gone: a pool's processes outlive a parent that was killed."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _on_cluster(work: Callable, tasks: Mapping[int, tuple], address: str) -> Iterator[tuple[int, object]]:
+    """Dask gives the tasks of a worker that is lost to the others; workers may come and go while this runs."""
+    from dask.distributed import Client, KilledWorker, as_completed
+
+    try:
+        client = Client(address, timeout=ANSWER, set_as_default=False)
+    except (OSError, ValueError) as error:  # a timeout is an OSError
+        reason = (str(error).splitlines() or ["no answer"])[0]
+        raise UpsDataError(
+            f"no Dask scheduler answers at {address} ({reason}); start it (`dask scheduler`), correct the address, "
+            f"or unset ${SCHEDULER} to work on this machine"
+        ) from None
+    with client:
+        threads = sum(client.nthreads().values())
+        console.say(f"on the Dask cluster {address}: {threads or 'waiting for'} threads")
+        waiting = iter(tasks.items())
+        numbers: dict[str, int] = {}
+
+        def submit(count: int) -> list:
+            futures = []
+            for number, arguments in islice(waiting, count):
+                futures.append(client.submit(work, *arguments, pure=False))
+                numbers[futures[-1].key] = number
+            return futures
+
+        finished = as_completed(submit(AHEAD * max(threads, 8)), loop=client.loop)
+        for future in finished:
+            try:
+                result = future.result()
+            except KilledWorker as error:
+                raise WorkersLost(f"{address}: {error}; run the same command again to go on") from None
+            except ModuleNotFoundError as error:
+                raise UpsDataError(
+                    f"the workers of {address} have no module {error.name}; start them in the folder and the "
+                    "environment of this project"
+                ) from None
+            yield numbers.pop(future.key), result
+            for future in submit(1):
+                finished.add(future)
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -41,14 +41,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, final: Path, flush: bool = True) -> None:
+def publish(temporary: Path, final: Path) -> None:
     """Put a finished file or directory in its place, flushed to the disk: readers see the old one or the new one.
 
     A directory cannot be renamed over another, so the old one is moved aside first; a kill between the
     two renames leaves no directory, never a mixed one.
     """
-    if flush:
-        sync(temporary)
+    sync(temporary)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.is_dir() and not final.is_symlink():
         aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")

@@ -33,12 +33,14 @@ def build_manifest(
     groups: Mapping[str, Sequence[str]],
     statistics: Mapping[str, object],
     files: Sequence[Mapping[str, object]],
+    shards: Mapping[str, Sequence[Mapping[str, object]]] | None = None,
     **more: object,
 ) -> dict:
     """Put the manifest together.
 
     `parameters`: name -> (raw name, value of every sample); `shape`: resolution, frames, time_step, periodic;
     `groups`: split -> group id of every sample in it; `files`: name, size and samples of every source file;
+    `shards`: split -> name and samples of its files, for splits that are several;
     `more` must hold `fingerprint`, numbers that change when the data does. The key covers all of it.
     """
     manifest = {
@@ -54,7 +56,14 @@ def build_manifest(
         **shape,
         "protocol": splits.protocol if splits else None,
         "seed": splits.seed if splits else None,
-        "splits": {name: {"samples": len(ids), "groups": sorted(set(ids))} for name, ids in groups.items()},
+        "splits": {
+            name: {
+                "samples": len(ids),
+                "groups": sorted(set(ids)),
+                **({"shards": list(shards[name])} if name in (shards or {}) else {}),
+            }
+            for name, ids in groups.items()
+        },
         "statistics": dict(statistics),
         "source": {"files": [dict(f) for f in files]},
         **more,

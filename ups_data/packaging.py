@@ -45,12 +45,13 @@ def package_dataset(
 def split_manifest(path: Path) -> dict:
     """The manifest that a converted split carries: `/manifest` of a grid file, an attribute of a Zarr group."""
     try:
-        if path.is_dir():
+        if path.suffix == ".zarr":
             group = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
             return group["attributes"]["manifest"]
         import h5py
 
-        with h5py.File(path, "r") as file:
+        first = min(path.glob("*.h5")) if path.is_dir() else path
+        with h5py.File(first, "r") as file:
             return json.loads(file["manifest"][()])
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UpsDataError(f"{path} is missing or is no converted split ({error}); run `dvc repro convert`") from None

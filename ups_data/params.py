@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ups_data.errors import UpsDataError
 
@@ -21,6 +21,9 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+OneOrMore = Annotated[
+    list[Positive], Field(min_length=1), BeforeValidator(lambda value: [value] if isinstance(value, int) else value)
+]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -28,7 +31,7 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class Knobs(BaseModel):
     """A section of params.yaml: unknown keys and silent type conversions are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, defer_build=True)
 
 
 # --- the sample raw data -------------------------------------------------------------------------
@@ -37,53 +40,61 @@ class Knobs(BaseModel):
 class LineSolver(Knobs):
     """Burgers or advection on a periodic line; every parameter value starts from the same `samples` states."""
 
-    solver: Literal["burgers", "advection"]
-    folder: str
-    seed: Count
-    samples: Positive
-    values: list[PositiveFloat] = Field(min_length=1)  # Nu of Burgers, beta of advection
-    resolution: Annotated[int, Field(ge=16)]
-    frames: Annotated[int, Field(ge=2)]
-    dtype: Literal["float32", "float64"]
+    solver: Literal["burgers", "advection"] = Field(description="Which equation is solved")
+    folder: str = Field(description="Where the raw files go")
+    seed: Count = Field(
+        description="Seed of the initial conditions; tasks with one seed start from the same states, as PDEBench's do"
+    )
+    samples: Positive = Field(description="Initial conditions, the same under every value")
+    values: list[PositiveFloat] = Field(
+        min_length=1, description="Nu of Burgers (the viscosity is Nu/pi), beta of advection (the speed); a file each"
+    )
+    resolution: Annotated[int, Field(ge=16)] = Field(description="Points of the line")
+    frames: Annotated[int, Field(ge=2)] = Field(description="Stored frames, 0.01 apart in time")
+    dtype: Literal["float32", "float64"] = Field(description="Of the solver and of its files")
 
 
 class FlowSolver(Knobs):
     """Incompressible Navier-Stokes on a periodic square; `files` files of four trajectories each."""
 
-    solver: Literal["navier_stokes"]
-    folder: str
-    seed: Count
-    files: Positive
-    resolution: Annotated[int, Field(ge=16)]
-    frames: Annotated[int, Field(ge=2)]
-    viscosity: PositiveFloat
-    end_time: PositiveFloat
-    dtype: Literal["float32", "float64"]
+    solver: Literal["navier_stokes"] = Field(description="Which equation is solved")
+    folder: str = Field(description="Where the raw files go")
+    seed: Count = Field(description="Seed of the initial states and forces")
+    files: Positive = Field(description="Files of four trajectories each")
+    resolution: Annotated[int, Field(ge=16)] = Field(description="Points a side of the square")
+    frames: Annotated[int, Field(ge=2)] = Field(description="Stored frames")
+    viscosity: PositiveFloat = Field(description="Kinematic viscosity")
+    end_time: PositiveFloat = Field(description="Time of the last frame")
+    dtype: Literal["float32", "float64"] = Field(description="Of the solver and of its files")
 
 
 class DarcyMeshSolver(Knobs):
     """Darcy flow by P1 finite elements on irregular triangle meshes; one shard a mesh, `samples` fields each."""
 
-    solver: Literal["darcy_mesh"]
-    folder: str
-    seed: Count
-    shapes: list[Literal["square", "disk", "l_shape", "annulus", "channel"]] = Field(min_length=1)
-    meshes_per_shape: Positive
-    samples: Positive
-    spacing: Annotated[float, Field(gt=0.005, lt=0.5)]  # target edge length, the domain being about 1 wide
+    solver: Literal["darcy_mesh"] = Field(description="Which equation is solved")
+    folder: str = Field(description="Where the raw files go")
+    seed: Count = Field(description="Seed of meshes and coefficient fields")
+    shapes: list[Literal["square", "disk", "l_shape", "annulus", "channel"]] = Field(
+        min_length=1, description="Domains that are meshed"
+    )
+    meshes_per_shape: Positive = Field(description="Irregular meshes of each domain; a file each")
+    samples: Positive = Field(description="Coefficient fields on each mesh")
+    spacing: Annotated[float, Field(gt=0.005, lt=0.5)] = Field(
+        description="Target length of an edge, the domain being about 1 wide"
+    )
 
 
 class ParticleSolver(Knobs):
     """Tracers carried by an incompressible flow of drifting Rossby waves; one shard a trajectory."""
 
-    solver: Literal["particles"]
-    folder: str
-    seed: Count
-    samples: Positive
-    particles: Annotated[int, Field(ge=8)]
-    frames: Annotated[int, Field(ge=2)]
-    end_time: PositiveFloat
-    radius: Annotated[float, Field(gt=0, lt=0.5)]  # of the neighbour graph, in units of the box
+    solver: Literal["particles"] = Field(description="Which equation is solved")
+    folder: str = Field(description="Where the raw files go")
+    seed: Count = Field(description="Seed of flows and starting points")
+    samples: Positive = Field(description="Trajectories; a file each")
+    particles: Annotated[int, Field(ge=8)] = Field(description="Tracers of a trajectory")
+    frames: Annotated[int, Field(ge=2)] = Field(description="Stored frames")
+    end_time: PositiveFloat = Field(description="Time of the last frame")
+    radius: Annotated[float, Field(gt=0, lt=0.5)] = Field(description="Of the neighbour graph, in units of the box")
 
 
 Solver = Annotated[LineSolver | FlowSolver | DarcyMeshSolver | ParticleSolver, Field(discriminator="solver")]
@@ -95,32 +106,49 @@ Solver = Annotated[LineSolver | FlowSolver | DarcyMeshSolver | ParticleSolver, F
 class Tracers(Knobs):
     """Particles made from the stored frames of a flow: how many a trajectory, their neighbourhood, their seed."""
 
-    particles: Annotated[int, Field(ge=8)]
-    radius: PositiveFloat  # of the neighbour graph, in the flow's unit of length
-    seed: Count
+    particles: Annotated[int, Field(ge=8)] = Field(description="Tracers of a trajectory")
+    radius: PositiveFloat = Field(description="Of the neighbour graph, in the flow's unit of length")
+    seed: Count = Field(description="Seed of the starting points")
 
 
 class Convert(Knobs):
     """Where the raw files are, how they are read and how much of them to take."""
 
-    source: Literal["pdebench", "the_well", "npz"]
-    root: str
-    folder: str
-    pattern: str
-    limit: Positive | None  # at most this many files
-    samples: Positive | None  # at most this many samples of each file
-    float64: Literal["round", "refuse"]  # what to do with files of float64 numbers; the loss of rounding is reported
-    tracers: Tracers | None = None  # of particles from a flow on a grid (source pdebench), and of nothing else
+    source: Literal["pdebench", "the_well", "npz"] = Field(description="Whose layout the raw files have")
+    root: str = Field(
+        description="Folder above the raw files: data/raw for the sample, data/raw/pdebench for official files"
+    )
+    folder: str = Field(description="Folder of the files under the root")
+    pattern: str = Field(description="Which files of the folder, a glob")
+    limit: Positive | None = Field(description="At most this many files; null: all")
+    samples: Positive | None = Field(description="At most this many samples of each file; null: all")
+    float64: Literal["round", "refuse"] = Field(
+        description="Files of float64 numbers: round them to float32 and report the loss, or refuse them"
+    )
+    shard_gb: PositiveFloat | None = Field(
+        default=None,
+        description="Of grids: a split of more GB becomes a folder of files of at most so many; null: always one file",
+    )
+    tracers: Tracers | None = Field(
+        default=None,
+        description="Particles from a flow on a grid (kind particles, source pdebench), and for nothing else",
+    )
 
 
 class Splits(Knobs):
     """Shares of the initial conditions; they add up to 1."""
 
-    protocol: Literal["grouped", "pdebench"]
-    seed: Count
-    train: Fraction
-    val: Fraction
-    test: Fraction
+    protocol: Literal["grouped", "hashed", "pdebench"] = Field(
+        description="grouped: by initial condition, so that nothing leaks, in exact shares; hashed: likewise, each by "
+        "its hash alone, so that tasks agree which share only some, in shares that are met on average; pdebench: the "
+        "official loaders' rows"
+    )
+    seed: Count = Field(
+        description="Decides which initial condition falls where; tasks that share theirs share the split"
+    )
+    train: Fraction = Field(description="Share of the initial conditions")
+    val: Fraction = Field(description="Share of the initial conditions")
+    test: Fraction = Field(description="Share of the initial conditions")
 
     @model_validator(mode="after")
     def _add_up(self) -> Splits:
@@ -133,34 +161,38 @@ class Splits(Knobs):
 class View(Knobs):
     """What the models see of the data: every n-th point and every n-th frame (PDEBench: 4 and 5 in 1D)."""
 
-    space_stride: Positive
-    time_stride: Positive
+    space_stride: Positive = Field(description="Every n-th point; 1 is the full resolution")
+    time_stride: Positive = Field(description="Every n-th frame; 1 is all of them")
 
 
 class Optimiser(Knobs):
     """How long and how fast a model trains."""
 
-    steps: Positive
-    batch: Positive
-    learning_rate: PositiveFloat
-    seed: Count
+    steps: Positive = Field(description="Optimiser steps")
+    batch: Positive = Field(
+        description="Items of a step: frames of the autoencoder, starting points of operator and baseline"
+    )
+    learning_rate: PositiveFloat = Field(description="Peak learning rate, after the warm-up and before the cosine")
+    seed: Count = Field(description="Seed of the weights and of the batches")
 
 
 class Autoencoder(Optimiser):
     """Fields to `latent_len` tokens of `latent_dim` numbers and back."""
 
-    latent_len: Positive
-    latent_dim: Positive
-    width: Positive
-    depth: Positive
+    latent_len: Positive = Field(description="Tokens of a frame; a square number in 2D and on meshes")
+    latent_dim: Positive = Field(description="Numbers of a token")
+    width: Positive = Field(description="Channels of the network")
+    depth: Positive = Field(description="Blocks of the network")
 
 
 class Latents(Knobs):
     """The cache: number format, frames encoded at once, bytes a shard."""
 
-    dtype: Literal["float16", "bfloat16", "float32"]
-    batch: Positive
-    shard_mb: Positive
+    dtype: Literal["float16", "bfloat16", "float32"] = Field(
+        description="Number format of the cache; float32 doubles it"
+    )
+    batch: Positive = Field(description="Frames encoded at once")
+    shard_mb: Positive = Field(description="Megabytes of a shard at most")
 
 
 class Train(Optimiser):
@@ -169,38 +201,54 @@ class Train(Optimiser):
     `strides`: the time steps it learns, in frames of the view; they take turns in training.
     """
 
-    width: Positive
-    depth: Positive
-    heads: Positive
-    history: Positive
-    bundle: Positive
-    unroll: list[Positive] = Field(min_length=1)
-    strides: list[Positive] = Field(min_length=1)
+    width: Positive = Field(description="Numbers of a token inside the operator")
+    depth: Positive = Field(description="Transformer blocks")
+    heads: Positive = Field(description="Attention heads; they divide the width")
+    history: Positive = Field(description="Frames the operator sees")
+    bundle: Positive = Field(description="Frames it predicts in a call")
+    unroll: list[Positive] = Field(
+        min_length=1, description="Calls a training step is unrolled for, in stages of equal length"
+    )
+    strides: list[Positive] = Field(
+        min_length=1, description="Time steps it learns, in frames of the view; they take turns in training"
+    )
+    augment: list[Literal["shift", "reflection"]] = Field(
+        description="Symmetries that make new trajectories: shift, along periodic axes; reflection, u(x) -> -u(-x)"
+    )
 
 
 class Baseline(Optimiser):
     """A plain network in physical space; `bundle` frames a call on grids, `unroll` calls in training."""
 
-    width: Positive
-    depth: Positive
-    bundle: Positive
-    unroll: Positive
+    width: Positive = Field(description="Channels of the network")
+    depth: Positive = Field(description="Blocks of the network")
+    bundle: Positive = Field(description="Frames it predicts in a call, on grids")
+    unroll: Positive = Field(description="Calls a training step is unrolled for")
 
 
 class Evaluate(Knobs):
-    """The protocol: frames given before the rollout starts, trajectories drawn."""
+    """The protocols, and how many trajectories are drawn.
 
-    given: Positive
-    pictures: Positive
+    The first number of `given` and of `points` make metrics.json, all of them the leaderboard.
+    """
+
+    given: OneOrMore = Field(description="Frames given before the rollout starts, one number or several; PDEBench: 10")
+    stride: Positive = Field(description="Frames of the view from one frame of the rollout to the next (grids)")
+    points: OneOrMore = Field(description="Errors are taken at every n-th point of the view (grids), likewise")
+    pictures: Positive = Field(description="Trajectories that are drawn")
 
 
 class Package(Knobs):
     """The published dataset: `<task>_<flavour>_v<N>` and how it is packed."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+_v[0-9]+$")]
-    codec: Literal["pcodec", "gzip"]
-    suffix: Literal["upk", "tar.gz"]  # of the archive's name: what the codec writes
-    description: str
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+_v[0-9]+$")] = Field(
+        description="Name of the published dataset, <task>_<flavour>_v<N>"
+    )
+    codec: Literal["pcodec", "gzip"] = Field(
+        description="How it is packed: as numbers (pcodec), or as a .tar.gz that any tar reads"
+    )
+    suffix: Literal["upk", "tar.gz"] = Field(description="Of the archive's name: what the codec writes")
+    description: str = Field(description="One line of what it is")
 
     @model_validator(mode="after")
     def _suit(self) -> Package:
@@ -212,17 +260,19 @@ class Package(Knobs):
 class Dataset(Knobs):
     """One dataset: a section a stage."""
 
-    kind: Literal["grid", "mesh", "particles"]
-    store: Literal["h5", "zarr"]  # the suffix of the converted splits: h5 for grids, zarr for the others
-    convert: Convert
-    splits: Splits
-    view: View
-    autoencoder: Autoencoder
-    latents: Latents
-    train: Train
-    baseline: Baseline
-    evaluate: Evaluate
-    package: Package
+    kind: Literal["grid", "mesh", "particles"] = Field(description="What a sample lives on")
+    store: Literal["h5", "zarr"] = Field(
+        description="Suffix of the converted splits: h5 for grids, zarr for the others"
+    )
+    convert: Convert = Field(description="Raw files in, splits out")
+    splits: Splits = Field(description="Who goes where")
+    view: View = Field(description="What the models see")
+    autoencoder: Autoencoder = Field(description="Stage autoencoder")
+    latents: Latents = Field(description="Stage latents")
+    train: Train = Field(description="Stage train")
+    baseline: Baseline = Field(description="Stage baseline")
+    evaluate: Evaluate = Field(description="Stage evaluate")
+    package: Package = Field(description="Stage package")
 
     @model_validator(mode="after")
     def _readable(self) -> Dataset:
@@ -231,6 +281,12 @@ class Dataset(Knobs):
             raise ValueError(f"convert.source of the kind {self.kind} is one of {', '.join(known)}")
         if (self.convert.tracers is None) == (self.kind == "particles" and self.convert.source == "pdebench"):
             raise ValueError("convert.tracers goes with the kind particles and the source pdebench, and with no other")
+        return self
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Dataset:
+        if self.kind != "grid" and (self.evaluate.stride, self.evaluate.points) != (1, [1]):
+            raise ValueError(f"evaluate.stride and evaluate.points of the kind {self.kind} are 1: they are of grids")
         return self
 
     @model_validator(mode="after")
@@ -243,12 +299,16 @@ class Dataset(Knobs):
 class Sync(Knobs):
     """The Weights & Biases mirror: where it is, what goes there beside the datasets, how long to try."""
 
-    entity: str | None  # null: the default of the key; WANDB_ENTITY comes before it
-    project: Annotated[str, Field(min_length=1)]  # WANDB_PROJECT comes before it
-    registry: str | None  # link the datasets into collections of this W&B Registry, e.g. dataset
-    models: bool  # the task's trained models too
-    retries: Positive  # of one upload; the client takes 0 as no bound
-    minutes: Positive  # for all uploads of one artifact
+    entity: str | None = Field(description="Whose project; null: the default of the key. WANDB_ENTITY comes before it")
+    project: Annotated[str, Field(min_length=1)] = Field(
+        description="Where datasets and runs go. WANDB_PROJECT comes before it"
+    )
+    registry: str | None = Field(
+        description="Link the datasets into collections of this W&B Registry, e.g. dataset; null: nowhere"
+    )
+    models: bool = Field(description="Mirror the task's trained models too")
+    retries: Positive = Field(description="Of one upload")
+    minutes: Positive = Field(description="For all uploads of one artifact")
 
 
 class Params(Knobs):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -52,13 +52,36 @@ def split_sizes(groups: int, splits: Splits) -> dict[str, int]:
 def assign_splits(groups: Sequence[str], splits: Splits) -> dict[str, str]:
     """Give every group its split: group id -> train, val or test.
 
-    `groups` holds one id a sample; order and repeats do not matter. The seeded order is that of a hash of
-    the id, so tasks that share their initial conditions share their split too.
+    `groups` holds one id a sample; order and repeats do not matter. `grouped` orders the groups by a seeded hash of
+    the id and cuts by count: the shares are exact, and tasks that have the same initial conditions share their split.
+    `hashed` looks at each group alone: tasks agree on every initial condition that they share, however few these are,
+    and the shares are met on average (0.8 of 10,000 is 8,000, give or take 40).
+    Raises UpsDataError when there are too few groups to fill every wanted split.
     """
-    distinct = sorted(set(groups), key=lambda g: hashlib.sha256(f"{splits.seed}:{g}".encode()).digest())
+    hashes = {group: hashlib.sha256(f"{splits.seed}:{group}".encode()).digest() for group in set(groups)}
+    distinct = sorted(hashes, key=hashes.get)
+    if splits.protocol == "hashed":
+        return _by_threshold(distinct, hashes, splits)
     sizes = split_sizes(len(distinct), splits)
     names = [name for name in SPLITS for _ in range(sizes[name])]
     return dict(zip(distinct, names, strict=True))
+
+
+def _by_threshold(distinct: list[str], hashes: Mapping[str, bytes], splits: Splits) -> dict[str, str]:
+    """The hash as a number in [0, 1): train below the share of train, then val, then test."""
+    ends = [splits.train, splits.train + splits.val]
+    wanted = [name for name in SPLITS if getattr(splits, name) > 0]
+    last = wanted[-1]  # shares add up to 1 but for rounding, and nothing may fall beyond the last
+    assigned = {}
+    for group in distinct:
+        place = sum(int.from_bytes(hashes[group][:6]) / 2**48 >= end for end in ends)
+        assigned[group] = SPLITS[place] if SPLITS[place] in wanted else last
+    if missing := set(wanted) - set(assigned.values()):
+        raise UpsDataError(
+            f"splits: none of the {len(distinct)} initial conditions falls into {', '.join(sorted(missing))} by its "
+            "hash; take more samples, another seed, or splits.protocol: grouped"
+        )
+    return assigned
 
 
 def positional_splits(counts: Sequence[int], splits: Splits, test_first: bool) -> list[list[str]]:

@@ -10,7 +10,9 @@ import numpy as np
 
 from ups_data.errors import UpsDataError
 
-PIECE = 1 << 15  # numbers turned into float64 at a time: 256 kB, within a core's cache
+TILE = 1 << 15  # numbers summed up by themselves: few enough for the sum to be exact to the last digits
+STRIP = 4  # tiles taken in at once: numpy is called less often, and their 1 MB of float64 stays in a cache
+SCRATCH = STRIP * TILE
 
 
 @dataclass(frozen=True)
@@ -25,23 +27,12 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Moments:
-        """Moments of an array [.., C] over all its axes but the last; float64 sums of pieces that fit a cache."""
+        """Moments of an array [.., C] over all its axes but the last."""
         flat = values.reshape(-1, values.shape[-1])
-        shift = flat[0].astype(np.float64)  # near the mean, so that the sum of squares does not cancel
-        total, squares = np.zeros_like(shift), np.zeros_like(shift)
-        minimum, maximum = np.full_like(shift, np.inf), np.full_like(shift, -np.inf)
-        rows = max(1, PIECE // flat.shape[1])
-        for start in range(0, flat.shape[0], rows):
-            piece = np.ascontiguousarray(flat[start : start + rows].T)  # channel by channel: long inner loops
-            minimum = np.minimum(minimum, piece.min(axis=1))  # NaN wins in both, so it is never hidden
-            maximum = np.maximum(maximum, piece.max(axis=1))
-            deviation = piece - shift[:, None]
-            total += deviation.sum(axis=1)
-            squares += np.einsum("ij,ij->i", deviation, deviation)
-        mean = total / flat.shape[0]
-        with np.errstate(invalid="ignore"):  # values that are not finite are for `is_finite` to report
-            m2 = np.maximum(squares - flat.shape[0] * mean**2, 0.0)
-        return cls(flat.shape[0], shift + mean, m2, minimum, maximum)
+        sums = Sums(flat[0])
+        for start in range(0, len(flat), sums.strip):
+            sums.add(np.ascontiguousarray(flat[start : start + sums.strip].T))
+        return sums.moments()
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both parts together (Chan, Golub, LeVeque 1983)."""
@@ -90,6 +81,45 @@ class Moments:
     def from_list(cls, values: list) -> Moments:
         """The inverse of `to_list`."""
         return cls(values[0], *(np.array(v, dtype=np.float64) for v in values[1:]))
+
+
+class Sums:
+    """Moments of rows of C numbers that come in strips: float64 sums of deviations from the first row, tile by tile.
+
+    Strips of `strip` rows, the last one may be shorter, give the same bits whoever cuts them. `scratch` (float64,
+    SCRATCH numbers) is memory to work in, for who has many sums to make one after another.
+    """
+
+    def __init__(self, first: np.ndarray, scratch: np.ndarray | None = None):
+        self.shift = first.astype(np.float64)  # near the mean, so that the sum of squares does not cancel
+        self.tile = max(1, TILE // len(first))
+        self.strip = STRIP * self.tile
+        self.count = 0
+        self._total, self._squares = np.zeros_like(self.shift), np.zeros_like(self.shift)
+        self._extrema: list[tuple[np.ndarray, np.ndarray]] = []
+        self._scratch = np.empty(SCRATCH) if scratch is None else scratch
+
+    def add(self, strip: np.ndarray) -> None:
+        """Take in a contiguous strip [C, n], channel by channel for long inner loops."""
+        channels, rows = strip.shape
+        deviations = self._scratch[: strip.size].reshape(channels, rows)
+        np.subtract(strip, self.shift[:, None], out=deviations)
+        for start in range(0, rows, self.tile):
+            tile = deviations[:, start : start + self.tile]
+            self._total += np.add.reduce(tile, axis=1)
+            # Not by BLAS, which is faster and rounds differently on every processor.
+            self._squares += np.einsum("ij,ij->i", tile, tile)
+        self._extrema.append((np.minimum.reduce(strip, axis=1), np.maximum.reduce(strip, axis=1)))  # NaN wins in both
+        self.count += rows
+
+    def moments(self) -> Moments:
+        """Moments of all that was taken in."""
+        minima, maxima = zip(*self._extrema, strict=True)
+        mean = self._total / self.count
+        with np.errstate(invalid="ignore"):  # values that are not finite are for `is_finite` to report
+            m2 = np.maximum(self._squares - self.count * mean**2, 0.0)
+        lowest, highest = reduce(np.minimum, minima), reduce(np.maximum, maxima)
+        return Moments(self.count, self.shift + mean, m2, lowest.astype(np.float64), highest.astype(np.float64))
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:

@@ -1,14 +1,24 @@
-"""Which raw files a conversion takes."""
+"""Which raw files a conversion takes, and the folder it works in."""
 
 from __future__ import annotations
 
+import fcntl
 import filecmp
+import os
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
+from ups_data import files
 from ups_data.errors import UpsDataError
+from ups_data.manifest import content_key
 from ups_data.params import Convert
+
+PATIENCE = 50  # tenths of a second to wait for another conversion to end
+DONE = "done.json"  # in the folder of work: all outputs are whole, and this is their manifest
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def natural_key(name: str) -> list[tuple[int, float, str]]:
@@ -56,3 +66,86 @@ def find_twin(path: Path, facts: object, kept: Mapping[Path, object]) -> Path | 
         if known == facts and other.stat().st_size == size and filecmp.cmp(path, other, shallow=False):
             return other
     return None
+
+
+@contextmanager
+def workplace(out: Path, task: str) -> Iterator[Path]:
+    """A folder beside the outputs, held by this process alone; what a killed run left in it is still there.
+
+    The workers of a run that was killed leave within a second, so another holder is waited for a while.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    folder = out / f".{task}.partial"
+    lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        for _ in range(PATIENCE):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.1)
+        else:
+            raise UpsDataError(f"{folder}: another conversion of this task is at work; wait for it or stop it")
+        folder.mkdir(exist_ok=True)
+        yield folder
+    finally:
+        os.close(lock)
+
+
+def work_key(paths: Sequence[Path], **facts: object) -> str:
+    """What a killed run must have in common with this one for its parts to be taken over.
+
+    Parts are trusted only within one boot of the machine: after a power cut, pages that were written may be lost.
+    """
+    stats = [(path.resolve(), path.stat()) for path in paths]
+    return content_key(
+        boot=BOOT.read_text().strip() if BOOT.exists() else "",
+        raw=[[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats],
+        **facts,
+    )
+
+
+def empty(folder: Path) -> None:
+    """Delete what is in a folder."""
+    for child in folder.iterdir():
+        files.remove(child)
+
+
+def note_done(folder: Path, key: str, manifest: Mapping, outputs: Iterable[str]) -> None:
+    """Note that these outputs in the folder of work are whole: from here on they are only renamed."""
+    marks = {name: _mark(folder / name) for name in outputs}
+    files.write_json(folder / DONE, {"key": key, "manifest": manifest, "marks": marks})
+
+
+def _mark(path: Path) -> list[int]:
+    """What a file keeps when it is renamed, and loses when another takes its place."""
+    stat = path.stat()
+    return [stat.st_ino, stat.st_size, stat.st_mtime_ns]
+
+
+def done_before(folder: Path, key: str, targets: Mapping[str, Path]) -> dict | None:
+    """The manifest of outputs that a killed run of this very work has made whole, if all are still there."""
+    if not (folder / DONE).exists():
+        return None
+    done = files.read_json(folder / DONE)
+    if done["key"] != key:
+        return None
+    for name, mark in done["marks"].items():
+        place = folder / name if (folder / name).exists() else targets[name]
+        if not place.exists() or _mark(place) != mark:
+            return None
+    return done["manifest"]
+
+
+def publish_all(folder: Path, manifest: Mapping, targets: Mapping[str, Path], manifest_file: Path | None) -> None:
+    """Put the whole outputs into their places and delete the folder of work; once more after a kill is no harm."""
+    for name, target in targets.items():
+        for aside in target.parent.glob(f".{target.name}.*.old"):
+            files.remove(aside)  # a run was killed while it replaced a folder
+        if name not in manifest["splits"]:
+            files.remove(target)  # an empty split must not leave an older one standing
+        elif (folder / name).exists():
+            files.publish(folder / name, target)
+    if manifest_file:
+        files.write_json(manifest_file, manifest)
+    files.remove(folder)

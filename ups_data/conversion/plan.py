@@ -5,8 +5,10 @@ Nothing is copied here. A plan depends on the raw files and the knobs alone, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 
@@ -15,10 +17,13 @@ import numpy as np
 from ups_data import console
 from ups_data.conversion.files import find_twin
 from ups_data.errors import UpsDataError
+from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile
+from ups_data.sources.raw import Planes, RawFile, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
+
+LOOK = 512  # samples looked at by one process at a time
 
 
 @dataclass(frozen=True)
@@ -29,9 +34,21 @@ class Sample:
     row: int
     group: str
     parameters: tuple[float, ...]
+    planes: Planes | None = None  # where its channels stand in the file as they are, if they do
     residual: float | None = None  # of the equation of a static problem
     split: str = ""
     place: int = 0
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to be made: samples first..first + count of a split, at `path` in the folder of work."""
+
+    path: str
+    name: str
+    split: str
+    first: int
+    count: int
 
 
 @dataclass(frozen=True)
@@ -47,14 +64,38 @@ class Plan:
     splits: Splits | None  # None: one output holds all samples
     rounded: list[Path] = field(default_factory=list)  # files of float64 numbers
     twins: list[tuple[Path, Path]] = field(default_factory=list)  # left out, the file it is a copy of
+    shard: int | None = None  # samples of a file at most; a split of more becomes a folder of such files
+
+    @cached_property
+    def outputs(self) -> dict[str, list[Output]]:
+        """The files of every split that has samples."""
+        counts = Counter(sample.split for sample in self.samples)
+        return {split: self._files(split, counts[split]) for split in SPLITS if counts[split]}
 
     @property
-    def outputs(self) -> list[str]:
-        return [name for name in SPLITS if any(s.split == name for s in self.samples)]
+    def files(self) -> list[Output]:
+        """All files of all splits."""
+        return [output for outputs in self.outputs.values() for output in outputs]
 
-    def of(self, split: str) -> list[int]:
-        """Indices of the samples of one split, in their order in the output."""
-        return [i for i, s in enumerate(self.samples) if s.split == split]
+    def _files(self, split: str, count: int) -> list[Output]:
+        size = self.shard or count
+        if count <= size:
+            return [Output(split, f"{self.task}_{split}.h5", split, 0, count)]
+        names = [f"{self.task}_{split}_{index:03d}.h5" for index in range(-(-count // size))]
+        return [
+            Output(f"{split}/{name}", name, split, index * size, min(size, count - index * size))
+            for index, name in enumerate(names)
+        ]
+
+    def place_of(self, sample: Sample) -> tuple[Output, int]:
+        """The file that a sample goes to, and its row there."""
+        files = self.outputs[sample.split]
+        output = files[sample.place // files[0].count]
+        return output, sample.place - output.first
+
+    def of(self, split: str) -> list[Sample]:
+        """The samples of one split, in their order in the output."""
+        return [sample for sample in self.samples if sample.split == split]
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
@@ -71,10 +112,13 @@ def plan_grid(
     *,
     source: str | None = None,
     float64: str = "round",
+    shard_gb: float | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
 ) -> Plan:
     """Look at every file and every first frame; leave copies of files out; decide splits and places.
 
-    `source` (None: any) is the one the files must be of; `float64` is "round" or "refuse".
+    `source` (None: any) is the one the files must be of; `float64` is "round" or "refuse"; `shard_gb` bounds a file.
     """
     samples: list[Sample] = []
     kept: dict[Path, list] = {}  # what its samples are
@@ -87,7 +131,14 @@ def plan_grid(
                 first = first or raw
                 _check_sibling(first, raw)
                 _check_precision(raw, float64)
-                found = list(_look(raw, len(kept), min(raw.samples, limit or raw.samples)))
+                rows = min(raw.samples, limit or raw.samples)
+                if rows <= 2 * LOOK:
+                    found = list(_look(raw, len(kept), range(rows)))
+                else:
+                    starts = range(0, rows, LOOK)
+                    tasks = {s: (path.absolute(), len(kept), s, min(s + LOOK, rows)) for s in starts}
+                    looked = dict(run_all(look, tasks, workers, scheduler))
+                    found = [sample for start in starts for sample in looked[start]]
                 facts = [(s.row, s.group, s.parameters) for s in found]
                 if twin := find_twin(path, facts, kept):
                     twins.append((path, twin))
@@ -99,20 +150,38 @@ def plan_grid(
                     rounded += [path] if raw.is_float64 else []
             bar.advance()
     placed = _place(samples, _split_names(samples, counts, splits, only, test_first=paths[0].suffix == ".hdf5"))
-    return Plan(task, root, list(kept), first, placed, counts, splits, rounded, twins)
+    plan = Plan(task, root, list(kept), first, placed, counts, splits, rounded, twins)
+    if shard_gb is None:
+        return plan
+    return replace(plan, shard=max(1, int(shard_gb * 1e9) // (4 * int(np.prod(plan.sample_shape)))))
 
 
-def _look(raw: RawFile, file: int, rows: int) -> Iterator[Sample]:
-    """Name the initial condition of the first rows of a file, and note what belongs to each."""
+def look(path: Path, file: int, start: int, stop: int) -> list[Sample]:
+    """Name the initial condition of some rows of a file, and note what belongs to each; runs in a worker process."""
+    with open_raw(path) as raw:
+        return list(_look(raw, file, range(start, stop)))
+
+
+def _look(raw: RawFile, file: int, rows: range) -> Iterator[Sample]:
     chosen = [raw.channels.index(name) for name in raw.grouped_by]
-    for row in range(rows):
-        values = raw.values(row)
-        if raw.read_static:
-            read_static(raw, row)  # refused now or not at all
-        start = read_frames(raw, row, 0, 1)[0]
-        state = start if len(chosen) == len(raw.channels) else start[..., chosen]
-        residual = raw.residual(row) if raw.residual else None
-        yield Sample(file, row, group_id(state), values, residual)
+    with open(raw.path, "rb", buffering=0) as plain:
+        for row in rows:
+            values = raw.values(row)
+            if raw.read_static:
+                read_static(raw, row)  # refused now or not at all
+            planes = raw.planes(row) if raw.planes else None
+            start = _plain_start(raw, plain.fileno(), planes) if planes else read_frames(raw, row, 0, 1)[0]
+            state = start if len(chosen) == len(raw.channels) else start[..., chosen]
+            residual = raw.residual(row) if raw.residual else None
+            yield Sample(file, row, group_id(state), values, planes, residual)
+
+
+def _plain_start(raw: RawFile, descriptor: int, planes: Planes) -> np.ndarray:
+    """The first frame of a sample whose channels stand in the file as they are: float32 [X.., C]."""
+    start = np.empty((len(planes), *raw.space), dtype="<f4")
+    for values, at in zip(start, planes, strict=True):
+        read_plain(raw.path, descriptor, at, values)
+    return start.transpose(*range(1, start.ndim), 0)
 
 
 def _split_names(
@@ -121,7 +190,7 @@ def _split_names(
     """The split of every sample."""
     if splits is None:
         return [only] * len(samples)
-    if splits.protocol == "grouped":
+    if splits.protocol != "pdebench":
         assigned = assign_splits([s.group for s in samples], splits)
         return [assigned[s.group] for s in samples]
     return [name for file in positional_splits(counts, splits, test_first) for name in file]
@@ -182,10 +251,9 @@ def read_static(raw: RawFile, row: int) -> np.ndarray:
         return check_finite(raw, raw.read_static(row).astype(np.float32), row)
 
 
-def static_fields(plan: Plan, split: str) -> Iterator[np.ndarray]:
-    """The fields of the samples of a split that do not change in time, in their order; none where all fields do."""
-    chosen = [plan.samples[i] for i in plan.of(split)] if plan.first.static_channels else []
-    for file, samples in groupby(chosen, key=lambda sample: sample.file):
+def static_fields(plan: Plan, chosen: Sequence[Sample]) -> Iterator[np.ndarray]:
+    """The fields of those samples that do not change in time, in their order; none where all fields do."""
+    for file, samples in groupby(chosen if plan.first.static_channels else [], key=lambda sample: sample.file):
         with open_raw(plan.paths[file]) as raw:
             for sample in samples:
                 yield read_static(raw, sample.row)

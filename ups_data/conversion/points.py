@@ -2,15 +2,13 @@
 
 A first look at every shard checks it and names every sample's initial condition; then the splits are decided, and each
 split is written by streaming its samples out of the shards. All outputs are made in a folder beside the final ones
-and appear when all of them are whole; a killed run leaves that folder, and the next one starts afresh in it.
+and appear when all of them are whole; a killed run leaves that folder, and the next one takes over the splits that are
+finished in it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from ups_data import console, files
 from ups_data.conversion.facts import residual_facts, twin_facts
-from ups_data.conversion.files import raw_files
+from ups_data.conversion.files import done_before, empty, note_done, publish_all, raw_files, work_key, workplace
 from ups_data.conversion.shards import Scan, Written, scan_meshes, scan_particles, write_meshes, write_particles
 from ups_data.errors import UpsDataError
 from ups_data.manifest import build_manifest, manifest_path
@@ -28,12 +26,14 @@ from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_flow import FlowTracers
 from ups_data.sources.particles_npz import ParticleShard
 from ups_data.splits import assign_splits, leaked_share
+from ups_data.statistics import Moments
 from ups_data.stores import mesh, particles
 
 KINDS = {
     "mesh": (scan_meshes, write_meshes, mesh.describe),
     "particles": (scan_particles, write_particles, particles.describe),
 }
+KEY = "key"  # in the folder of work: of what the splits in it are
 SLACK = 64 << 20  # bytes on disk beside the fields: topologies, graphs, metadata
 
 
@@ -42,9 +42,9 @@ def convert_points(task: str, kind: str, knobs: Convert, splits: Splits, out: st
 
     `kind`: mesh or particles. Raises UpsDataError for bad input, leaving old outputs untouched.
     """
-    if splits.protocol != "grouped":
+    if splits.protocol == "pdebench":
         raise UpsDataError(
-            f"splits.protocol of {task}: got {splits.protocol!r}, expected 'grouped': PDEBench has no {kind} data, "
+            f"splits.protocol of {task}: got 'pdebench', expected 'grouped' or 'hashed': PDEBench has no {kind} data, "
             "so there is no official split of it"
         )
     scan_shards, write_shards, describe = KINDS[kind]
@@ -55,21 +55,53 @@ def convert_points(task: str, kind: str, knobs: Convert, splits: Splits, out: st
     names = [assigned[group] for group in groups]
     chosen = {split: [i for i, name in enumerate(names) if name == split] for split in SPLITS if split in names}
     out = Path(out)
-    with _workplace(out, task) as folder:
-        files.require_space(folder, sum(scan.sizes) + SLACK, f"converting {task}")
-        with console.progress(f"convert {task}", sum(scan.sizes), "B") as bar:
-            written = {split: write_shards(scan, rows, folder / split, bar) for split, rows in chosen.items()}
-        manifest = _manifest(task, kind, scan, root, splits, names, written)
-        for split in chosen:
-            describe(folder / split, task, split, manifest)
-        for split in SPLITS:
-            target = out / f"{task}_{split}.zarr"
-            if split in chosen:
-                files.publish(folder / split, target)
-            else:
-                files.remove(target)  # an empty split must not leave an older one standing
-        files.write_json(manifest_path(out, task), manifest)
+    targets = {split: out / f"{task}_{split}.zarr" for split in SPLITS}
+    with workplace(out.absolute(), task) as folder:
+        key = work_key(
+            scan.paths,
+            kind=kind,
+            tracers=knobs.tracers.model_dump() if knobs.tracers else None,
+            samples=[[s.source_file, s.source_row, s.group, name] for s, name in zip(scan.samples, names, strict=True)],
+        )
+        manifest = done_before(folder, key, targets)
+        if manifest is None:
+            try:
+                written = _write_all(folder, key, task, scan, chosen, write_shards)
+                manifest = _manifest(task, kind, scan, root, splits, names, written)
+                for split in chosen:
+                    describe(folder / split, task, split, manifest)
+                note_done(folder, key, manifest, chosen)
+            except (UpsDataError, OSError):
+                files.remove(folder)
+                raise
+        publish_all(folder, manifest, targets, manifest_path(out, task))
     return manifest
+
+
+def _write_all(
+    folder: Path, key: str, task: str, scan: Scan, chosen: dict[str, list[int]], write_shards: Callable
+) -> dict[str, Written]:
+    """Write the store of every split that a killed run of the same key has not finished; return all moments."""
+    total = sum(scan.sizes)
+    if not (folder / KEY).exists() or (folder / KEY).read_text() != key:
+        empty(folder)
+        files.require_space(folder, total + SLACK, f"converting {task}")
+        files.write_text(folder / KEY, key)
+    written: dict[str, Written] = {}
+    with console.progress(f"convert {task}", total, "B") as bar:
+        for split, rows in chosen.items():
+            moments = folder / f"{split}.json"
+            if moments.exists():
+                console.say(f"convert {task}: {split} is finished")
+                bar.advance(sum(scan.sizes[row] for row in rows))
+                for stray in (folder / split).rglob("*.partial"):
+                    stray.unlink()  # of a run that was killed while it described the store
+            else:
+                files.remove(folder / split)
+                found = write_shards(scan, rows, folder / split, bar)
+                files.write_json(moments, [[names, of_these.to_list()] for names, of_these in found])
+            written[split] = [(names, Moments.from_list(values)) for names, values in files.read_json(moments)]
+    return written
 
 
 def _opener(kind: str, knobs: Convert) -> Callable[[Path], object]:
@@ -77,29 +109,6 @@ def _opener(kind: str, knobs: Convert) -> Callable[[Path], object]:
     if kind == "mesh":
         return MeshShard if knobs.source == "npz" else GridMesh
     return ParticleShard if knobs.source == "npz" else partial(FlowTracers, tracers=knobs.tracers)
-
-
-@contextmanager
-def _workplace(out: Path, task: str) -> Iterator[Path]:
-    """An empty folder beside the outputs, held by this process alone and gone afterwards."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = out / f".{task}.partial"
-    lock = os.open(folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UpsDataError(
-                f"{folder}: another conversion of this task is at work; wait for it or stop it"
-            ) from None
-        files.remove(folder)  # what a killed run left
-        folder.mkdir()
-        try:
-            yield folder
-        finally:
-            files.remove(folder)
-    finally:
-        os.close(lock)
 
 
 def _manifest(

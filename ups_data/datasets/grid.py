@@ -16,8 +16,8 @@ class GridDataset(Dataset):
     """Trajectories of one split, or every window of `window` frames in them.
 
     An item is a dict of tensors: `fields` float32 [T, X.., C] (channels as in `.channels`), `static` float32 [X.., C'],
-    `parameters` float32 [P] (as in `.parameter_names`), `time` float32 [T], coordinates `x`, `y`, `z` float32 as far as
-    there are, and the ints `sample` and `start`. `space_stride` and `time_stride` take every n-th point and frame.
+    `parameters` float32 [P] (as in `.parameter_names`), `times` float32 [T], coordinates `x`, `y`, `z` float32 as far
+    as there are, and the ints `sample` and `start`. `space_stride` and `time_stride` take every n-th point and frame.
     Files are mapped into memory, each worker process for itself: safe with any number of DataLoader workers.
     """
 
@@ -50,7 +50,7 @@ class GridDataset(Dataset):
             "fields": torch.from_numpy(np.array(self.reader.data[(sample, times, *space)])),
             "static": torch.from_numpy(np.array(self.reader.static[(sample, *space)])),
             "parameters": torch.from_numpy(self.reader.parameters[sample].astype(np.float32)),
-            "time": torch.from_numpy(self.reader.time[times].astype(np.float32)),
+            "times": torch.from_numpy(self.reader.time[times].astype(np.float32)),
             **self.coordinates,
             "sample": sample,
             "start": start,

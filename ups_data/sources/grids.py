@@ -6,6 +6,7 @@ To add a source, write a reader with a tuple LAYOUTS beside `pdebench` and `the_
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -18,6 +19,8 @@ from ups_data.sources import pdebench, the_well
 from ups_data.sources.raw import Layout, RawFile
 
 TELLING_KEYS = 64  # more than any layout has, but for the one with a group a sample, whose keys are all alike
+# What a broken structure makes h5py raise, or whoever trusts what it says.
+DAMAGE = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
 SOURCES = {"pdebench": pdebench.LAYOUTS, "the_well": the_well.LAYOUTS}
 
 
@@ -36,13 +39,32 @@ def open_raw(path: str | Path, source: str | None = None) -> Iterator[RawFile]:
         reason = "truncated" if "truncated" in str(error) else "not an HDF5 file or damaged"
         raise UpsDataError(f"{path} is {reason} ({str(error).splitlines()[0]}); fetch it again") from None
     with file:
-        found, layout = _layout(path, file)
-        if source not in (None, found):
-            raise UpsDataError(f"{path}: the knob convert.source is {source}, but the file is in a layout of {found}")
-        for key in layout.required:
-            if key not in file:
-                raise UpsDataError(f"{path}: the key {key!r} is missing; got the keys {_keys(file)}; fetch it again")
-        yield layout.open(path, file)
+        try:
+            raw = _opened(path, file, source)
+        except DAMAGE as error:
+            raise _damaged(path, error) from None
+        try:
+            yield raw
+        except DAMAGE as error:
+            # What reads the file may have faults of its own: only what HDF5 raises tells of the file.
+            if not any("h5py" in frame.filename for frame in traceback.extract_tb(error.__traceback__)):
+                raise
+            raise _damaged(path, error) from None
+
+
+def _opened(path: Path, file: h5py.File, source: str | None) -> RawFile:
+    found, layout = _layout(path, file)
+    if source not in (None, found):
+        raise UpsDataError(f"{path}: the knob convert.source is {source}, but the file is in a layout of {found}")
+    for key in layout.required:
+        if key not in file:
+            raise UpsDataError(f"{path}: the key {key!r} is missing; got the keys {_keys(file)}; fetch it again")
+    return layout.open(path, file)
+
+
+def _damaged(path: Path, error: Exception) -> UpsDataError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UpsDataError(f"{path} is damaged ({reason}); fetch it again")
 
 
 def _layout(path: Path, file: h5py.File) -> tuple[str, Layout]:

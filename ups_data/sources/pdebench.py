@@ -8,6 +8,7 @@ channel]. Facts about the files: PDEBench's repository (loaders, generators, con
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +27,14 @@ from ups_data.sources.pdebench_parameters import (
 from ups_data.sources.raw import (
     AXES,
     Layout,
+    Planes,
     RawFile,
     check_shape,
     constants,
     dataset,
     first_points,
     is_float64,
+    planes_of,
 )
 
 VELOCITIES = ("Vx", "Vy", "Vz")
@@ -44,7 +47,6 @@ def _one_array(path: Path, file: h5py.File) -> RawFile:
     axes = _axes(file)
     data = dataset(path, file, "tensor", (len(axes) + 1, len(axes) + 2))
     samples, frames, *space = _shape(data, axes)
-    contiguous = data.dtype == np.dtype("<f4") and data.chunks is None
     reaction = "ReacDiff" in path.name or "rho" in file.attrs
     names = REACTION_DIFFUSION_NAMES if reaction else PARAMETER_NAMES
     read = _frames(data, axes)
@@ -60,7 +62,7 @@ def _one_array(path: Path, file: h5py.File) -> RawFile:
         **constants(named_parameters(path, file.attrs, names)),
         read=lambda row, start, stop: read(row, start, stop)[..., None],
         is_float64=is_float64(data),
-        bytes_at=data.id.get_offset() if contiguous else None,
+        planes=planes_of([data], samples),
     )
 
 
@@ -91,6 +93,7 @@ def _several_fields(path: Path, file: h5py.File) -> RawFile:
         **constants(named_parameters(path, file.attrs, PARAMETER_NAMES)),
         read=lambda row, start, stop: np.stack([read(row, start, stop) for read in reads], axis=-1),
         is_float64=is_float64(*fields),
+        planes=planes_of(fields, samples),
     )
 
 
@@ -234,11 +237,19 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         )
     time = first_points(path, first, "grid/t", frames)
 
-    def read(row: int, start: int, stop: int) -> np.ndarray:
+    @lru_cache(1)  # opening is what takes time where a sample is small
+    def data_of(row: int) -> h5py.Dataset:
         data = file[f"{names[row]}/data"]
         check_shape(path, data, shape)
-        values = data[start:stop]
+        return data
+
+    def read(row: int, start: int, stop: int) -> np.ndarray:
+        values = data_of(row)[start:stop]
         return values.swapaxes(1, 2) if family.y_first else values
+
+    def planes(row: int) -> Planes | None:
+        of = planes_of([data_of(row)], 1)
+        return of(0) if of else None
 
     def values(row: int) -> tuple[float, ...]:
         group = file[names[row]]  # asked for once, when the sample is looked at: the place to check it whole
@@ -267,6 +278,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         values=values,
         read=read,
         is_float64=is_float64(first["data"]),
+        planes=planes if planes_of([first["data"]], 1) and len(family.channels) == 1 else None,
     )
 
 

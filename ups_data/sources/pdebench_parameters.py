@@ -65,7 +65,7 @@ def read_config(path: Path, attributes: Mapping, section: str | None = None) -> 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast
     try:
         config = yaml.load(text, Loader=loader) or {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, UnicodeError):
         raise UpsDataError(f"{path}: the attribute config is not YAML; fetch it again") from None
     return config if isinstance(config, dict) else {}
 

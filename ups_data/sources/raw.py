@@ -6,7 +6,8 @@ damaged or strange one is a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from ups_data.errors import UpsDataError
 
 AXES = "xyz"
+Planes = tuple[int, ...]  # byte offsets of a sample's channels, each float32 [T, X..] without a gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class RawFile:
 
     `read(row, start, stop)` gives frames [start, stop) of one sample, float [T, X.., C]; `read_static(row)` the
     fields that do not change in time, [X.., C']; `values(row)` its physical parameters in the order of `parameters`.
+    `planes(row)` is where its channels stand in the file, for who reads them without HDF5; None where they do not
+    stand there as they are.
     """
 
     path: Path
@@ -39,7 +43,7 @@ class RawFile:
     values: Callable[[int], tuple[float, ...]] = field(repr=False, compare=False)
     read: Callable[[int, int, int], np.ndarray] = field(repr=False, compare=False)
     is_float64: bool = False  # some field is, and is rounded when it is converted
-    bytes_at: int | None = None  # offset of row 0 where the rows are the converted bytes: float32, one channel
+    planes: Callable[[int], Planes | None] | None = field(default=None, repr=False, compare=False)
     static_channels: tuple[str, ...] = ()
     read_static: Callable[[int], np.ndarray] | None = field(default=None, repr=False, compare=False)
     roles: Mapping[str, list[str]] = field(default_factory=dict)  # of a static problem: input and target channels
@@ -102,6 +106,25 @@ def first_points(path: Path, group: h5py.Group, name: str, wanted: int, most: in
     if values.ndim != 1 or not wanted <= len(values) <= (most or wanted):
         raise UpsDataError(f"{path}: {name}: got the shape {values.shape}, expected {wanted} points; fetch it again")
     return values[:wanted]
+
+
+def planes_of(fields: Sequence[h5py.Dataset], samples: int) -> Callable[[int], Planes] | None:
+    """`RawFile.planes` of channels that are arrays [N, T, X..] of their own; None where HDF5 packs or converts them."""
+    starts = [data.id.get_offset() for data in fields if data.dtype == np.dtype("<f4") and data.chunks is None]
+    if None in starts or len(starts) < len(fields):
+        return None
+    size = fields[0].size // samples * 4
+    return lambda row: tuple(start + row * size for start in starts)
+
+
+def read_plain(path: Path, descriptor: int, at: int, out: np.ndarray) -> None:
+    """Fill a contiguous array with the bytes of an open file from byte `at`; a file that ends before is refused."""
+    view, done = memoryview(out).cast("B"), 0
+    while done < len(view):
+        got = os.preadv(descriptor, [view[done:]], at + done)
+        if not got:
+            raise UpsDataError(f"{path}: truncated: it ends before byte {at + len(view)}; fetch it again")
+        done += got
 
 
 def is_float64(*fields: h5py.Dataset) -> bool:

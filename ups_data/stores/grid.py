@@ -1,15 +1,18 @@
-"""Grids on disk: one HDF5 file a split, readable with plain h5py.
+"""Grids on disk: one HDF5 file a split, or a folder of them, readable with plain h5py.
 
 `/data` float32 [sample, time, x(, y(, z)), channel], contiguous and uncompressed, so that its bytes stand at one
 known offset: converting processes write blocks there side by side, and readers map it into memory.
 Small arrays beside it: `/time` [T], `/x`, `/y`, `/z`, `/parameters` [sample, P] (all float64), `/group` [sample] (id of
 the initial condition), `/source_file` and `/source_row` [sample], `/static` [sample, x.., channel] where fields do not
 change in time, `/manifest` (JSON). Attributes: format, version, task, split; as JSON channels and parameter_names.
+A split too large for one file (knob convert.shard_gb) is a folder `<task>_<split>.h5` of such files,
+`<task>_<split>_000.h5`, .., each with some of its samples; their order and samples stand in the manifest.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +27,11 @@ AXES = ("x", "y", "z")
 ALIGNMENT = 4096  # bytes: /data starts on a page, so that it can be mapped and copied without a bounce
 
 
-def create_grid(path: str | Path, shape: Sequence[int]) -> int:
-    """Create a file with an empty `/data` of that shape, its room reserved; return its byte offset."""
+def create_grid(path: str | Path, shape: Sequence[int], head: str | Path | None = None) -> int:
+    """Create a file with an empty `/data` of that shape, its room reserved; return its byte offset.
+
+    `head`: where to keep the bytes before the data, for `reset_grid`.
+    """
     # The earliest format: its object headers hold no times, so equal data are equal bytes.
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
     access.set_alignment(ALIGNMENT, ALIGNMENT)
@@ -40,22 +46,22 @@ def create_grid(path: str | Path, shape: Sequence[int]) -> int:
         space = h5py.h5s.create_simple(tuple(shape))
         data = h5py.h5d.create(file.id, b"data", h5py.h5t.IEEE_F32LE, space, layout)
         offset = data.get_offset()
-    with open(path, "rb") as plain:
-        _head(path).write_bytes(plain.read(offset))
+    with open(path, "r+b") as plain:
+        os.posix_fallocate(
+            plain.fileno(), offset, 4 * math.prod(shape)
+        )  # pages are written faster, and a disk is full now
+        if head:
+            Path(head).write_bytes(plain.read(offset))
     return offset
 
 
-def _head(path: str | Path) -> Path:
-    return Path(f"{path}.head")
-
-
-def reset_grid(path: str | Path) -> None:
+def reset_grid(path: str | Path, head: str | Path) -> None:
     """Bring a file back to where `create_grid` left it, its data kept: whatever was described is forgotten."""
-    head = _head(path).read_bytes()
+    first = Path(head).read_bytes()
     with open(path, "r+b") as plain:
-        plain.write(head)
+        plain.write(first)
     with h5py.File(path, "r") as file:
-        end = len(head) + int(np.prod(file["data"].shape)) * 4
+        end = len(first) + math.prod(file["data"].shape) * 4
     os.truncate(path, end)
 
 
@@ -96,7 +102,7 @@ def describe_grid(
 
 
 class GridReader:
-    """An open grid file: its description, and its data mapped into memory.
+    """An open split of grids: its description, and its data mapped into memory; a folder of files is read as one.
 
     Opened lazily and again after a fork or unpickling, so it can be handed to any number of worker processes.
     Raises UpsDataError for a file that is missing, damaged or of another format.
@@ -104,41 +110,81 @@ class GridReader:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        with _open(self.path) as file:
-            self.shape: tuple[int, ...] = file["data"].shape
-            self._offset: int = file["data"].id.get_offset()
+        self.files = [_Mapped(file) for file in _files(self.path)]
+        with _open(self.files[0].path) as file:
             self.task, self.split = file.attrs["task"], file.attrs["split"]
             self.channels: list[str] = json.loads(file.attrs["channels"])
             self.parameter_names: list[str] = json.loads(file.attrs["parameter_names"])
             self.manifest: dict = json.loads(file["manifest"][()])
             self.time: np.ndarray = file["time"][:]
             self.coordinates: dict[str, np.ndarray] = {name: file[name][:] for name in AXES if name in file}
-            self.parameters: np.ndarray = file["parameters"][:]
-            self.groups: list[str] = [g.decode() for g in file["group"][:]]
-            self.static_channels: list[str] = self.manifest["static_channels"]
-            self._static_offset: int | None = file["static"].id.get_offset() if "static" in file else None
-            self.source_file, self.source_row = file["source_file"][:], file["source_row"][:]
-        needed = self._offset + int(np.prod(self.shape)) * 4
-        if self.path.stat().st_size < needed:
+        self.static_channels: list[str] = self.manifest["static_channels"]
+        self._check_files()
+        columns = ("parameters", "group", "source_file", "source_row")
+        parts = [_columns(file.path, columns) for file in self.files]
+        self.parameters, groups, self.source_file, self.source_row = map(np.concatenate, zip(*parts, strict=True))
+        self.groups: list[str] = [g.decode() for g in groups]
+        self.shape: tuple[int, ...] = (len(groups), *self.files[0].shape[1:])
+
+    def _check_files(self) -> None:
+        """Refuse a folder that lacks a file of the split, or has one of another conversion."""
+        wanted = self.manifest["splits"].get(self.split, {}).get("shards", [])
+        if self.path.is_dir() and [shard["name"] for shard in wanted] != [file.path.name for file in self.files]:
             raise UpsDataError(
-                f"{self.path}: truncated: got {self.path.stat().st_size} bytes, expected {needed} or more; "
+                f"{self.path}: got {len(self.files)} files, expected {len(wanted)} named as in its manifest; "
                 f"fetch it again or run `dvc repro convert@{self.task}`"
+            )
+        for other in self.files[1:]:
+            with _open(other.path) as file:
+                key = json.loads(file["manifest"][()])["key"]
+            if key != self.manifest["key"] or other.shape[1:] != self.files[0].shape[1:]:
+                raise UpsDataError(
+                    f"{other.path} is of another conversion than {self.files[0].path.name}; "
+                    f"fetch both again or run `dvc repro convert@{self.task}`"
+                )
+
+    @property
+    def data(self) -> np.ndarray | Stacked:
+        """All of `/data`, float32 [S, T, X.., C], mapped read-only: indexing reads only what is asked for."""
+        return stacked([file.data for file in self.files])
+
+    @property
+    def static(self) -> np.ndarray | Stacked:
+        """All of `/static`, float32 [S, X.., C'], mapped read-only; C' is 0 where every field changes in time."""
+        return stacked([file.static(len(self.static_channels)) for file in self.files])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+class _Mapped:
+    """The large arrays of one file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with _open(path) as file:
+            self.shape: tuple[int, ...] = file["data"].shape
+            self._offset: int = file["data"].id.get_offset()
+            self._static_offset: int | None = file["static"].id.get_offset() if "static" in file else None
+            task = file.attrs["task"]
+        needed = self._offset + math.prod(self.shape) * 4
+        if path.stat().st_size < needed:
+            raise UpsDataError(
+                f"{path}: truncated: got {path.stat().st_size} bytes, expected {needed} or more; "
+                f"fetch it again or run `dvc repro convert@{task}`"
             )
         self._data: np.ndarray | None = None
         self._static: np.ndarray | None = None
 
     @property
     def data(self) -> np.ndarray:
-        """All of `/data`, float32 [S, T, X.., C], mapped read-only: indexing reads only what is asked for."""
         if self._data is None:
             self._data = np.memmap(self.path, dtype="<f4", mode="r", offset=self._offset, shape=self.shape)
         return self._data
 
-    @property
-    def static(self) -> np.ndarray:
-        """All of `/static`, float32 [S, X.., C'], mapped read-only; C' is 0 where every field changes in time."""
+    def static(self, channels: int) -> np.ndarray:
         if self._static is None:
-            shape = (self.shape[0], *self.shape[2:-1], len(self.static_channels))
+            shape = (self.shape[0], *self.shape[2:-1], channels)
             where = self._static_offset
             self._static = (
                 np.zeros(shape, "<f4")
@@ -150,11 +196,67 @@ class GridReader:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_data": None, "_static": None}
 
+
+class Stacked:
+    """Arrays as one, stacked along their first axis without a copy, for reading.
+
+    The first index is a number, an array of numbers (with arrays of the same length beside it, as numpy has it) or
+    the whole slice, which gives a view.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray]):
+        self.parts = list(parts)
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.shape: tuple[int, ...] = (int(self.ends[-1]), *parts[0].shape[1:])
+
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __getitem__(self, key: object) -> np.ndarray | Stacked:
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        if isinstance(first, slice):
+            if first != slice(None):
+                return self[(np.arange(*first.indices(len(self))), *rest)]
+            return Stacked([part[(first, *rest)] for part in self.parts])
+        rows = np.asarray(first)
+        if np.any((rows < -len(self)) | (rows >= len(self))):
+            raise IndexError(f"index {first} is out of bounds for {len(self)} samples")
+        rows = rows % len(self)
+        part = np.searchsorted(self.ends, rows, side="right")
+        if rows.ndim == 0:
+            return self._read(int(part), int(rows), rest)
+        found: np.ndarray | None = None
+        for number in np.unique(part):
+            where = np.flatnonzero(part == number)
+            mine = [index[where] if isinstance(index, np.ndarray) else index for index in rest]
+            values = self._read(number, rows[where], mine)
+            if found is None:
+                found = np.empty((len(rows), *values.shape[1:]), values.dtype)
+            found[where] = values
+        return found if found is not None else self.parts[0][(rows, *rest)]
+
+    def _read(self, part: int, rows: int | np.ndarray, rest: Sequence[object]) -> np.ndarray:
+        return self.parts[part][(rows - (self.ends[part] - len(self.parts[part])), *rest)]
+
+
+def stacked(parts: Sequence[np.ndarray]) -> np.ndarray | Stacked:
+    """One array as it is, several as one."""
+    return parts[0] if len(parts) == 1 else Stacked(parts)
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a split, in order: the one file, or those of the folder."""
+    return sorted(path.glob("*.h5")) or [path] if path.is_dir() else [path]
+
+
+def _columns(path: Path, names: Sequence[str]) -> list[np.ndarray]:
+    with _open(path) as file:
+        return [file[name][:] for name in names]
+
 
 def _open(path: Path) -> h5py.File:
+    if path.is_dir():
+        raise UpsDataError(f"{path} is a folder without a file of a split; fetch or convert it again")
     if not path.is_file():
         raise UpsDataError(f"{path} is missing; make it with `dvc repro` or fetch it with `dvc pull` or hydrate")
     try:

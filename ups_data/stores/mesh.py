@@ -90,22 +90,18 @@ def write_mesh(
         offsets = packed.offsets_of([size[part] for size in sizes])
         packed.write_array(group, f"{part}_offsets", offsets)
         total[part] = int(offsets[-1])
-    packers = {
-        name: packed.Packer(group, name, shape, dtype)
-        for name, shape, dtype in (
-            ("coords", (total["node"], dimension), "<f8"),
-            ("cells", (total["cell"], 3), "<i4"),
-            ("edges", (total["edge"], 2), "<i4"),
-            ("laplacian_data", (total["laplacian"],), "<f8"),
-            ("laplacian_indices", (total["laplacian"],), "<i4"),
-            ("laplacian_indptr", (total["node"] + len(sizes),), "<i4"),
-        )
+    arrays = {
+        "coords": ((total["node"], dimension), "<f8"),
+        "cells": ((total["cell"], 3), "<i4"),
+        "edges": ((total["edge"], 2), "<i4"),
+        "laplacian_data": ((total["laplacian"],), "<f8"),
+        "laplacian_indices": ((total["laplacian"],), "<i4"),
+        "laplacian_indptr": ((total["node"] + len(sizes),), "<i4"),
     }
-    for topology in topologies:
-        for name, packer in packers.items():
-            packer.append(getattr(topology, name))
-    for packer in packers.values():
-        packer.close()
+    with packed.packers(group, arrays) as packers:
+        for topology in topologies:
+            for name, packer in packers.items():
+                packer.append(getattr(topology, name))
     packed.write_runs(group, "fields", (int(rows[-1]), channels), "<f4", fields)
 
 

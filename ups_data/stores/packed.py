@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,15 @@ class Packer:
                 f"{self.array.name}: got {self.written} rows, expected {self.array.shape[0]}; "
                 "the raw files changed while they were read: run the same command again"
             )
+
+
+@contextmanager
+def packers(group: zarr.Group, arrays: Mapping[str, tuple[Sequence[int], str]]) -> Iterator[dict[str, Packer]]:
+    """New arrays, name -> (shape, dtype), to be filled side by side; every one is checked to be full at the end."""
+    made = {name: Packer(group, name, shape, dtype) for name, (shape, dtype) in arrays.items()}
+    yield made
+    for packer in made.values():
+        packer.close()
 
 
 def write_array(group: zarr.Group, name: str, values: np.ndarray) -> None:

@@ -58,16 +58,15 @@ def write_particles(
     graph = packed.offsets_of(entries)
     for name, offsets in (("particle_offsets", particles), ("sample_offsets", rows), ("graph_offsets", graph)):
         packed.write_array(group, name, offsets)
-    packers = {
-        "positions": packed.Packer(group, "positions", (int(rows[-1]), dimension), "<f4"),
-        "velocities": packed.Packer(group, "velocities", (int(rows[-1]), dimension), "<f4"),
-        "graph_indptr": packed.Packer(group, "graph_indptr", (int(particles[-1]) + len(samples),), "<i4"),
-        "graph_indices": packed.Packer(group, "graph_indices", (int(graph[-1]),), "<i4"),
+    arrays = {
+        "positions": ((int(rows[-1]), dimension), "<f4"),
+        "velocities": ((int(rows[-1]), dimension), "<f4"),
+        "graph_indptr": ((int(particles[-1]) + len(samples),), "<i4"),
+        "graph_indices": ((int(graph[-1]),), "<i4"),
     }
-    for name, block in runs:
-        packers[name].append(block.reshape(-1, *packers[name].array.shape[1:]))
-    for packer in packers.values():
-        packer.close()
+    with packed.packers(group, arrays) as packers:
+        for name, block in runs:
+            packers[name].append(block.reshape(-1, *arrays[name][0][1:]))
 
 
 def describe(path: Path, task: str, split: str, manifest: Mapping) -> None:

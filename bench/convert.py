@@ -1,0 +1,221 @@
+"""Converting against `cp` of the same bytes: speed in every layout, and memory.
+
+    python -m bench.convert                     # speed, on files of 1.5 GB that are written for it
+    python -m bench.convert --gb 0 --memory 8   # memory alone, on a sparse file of 8 GB
+
+Everything a conversion does is timed, from the start of Python to the manifest: planning, splits, statistics, finite
+checks. Runs of `cp` and of the conversion take turns, the page cache is warm, the best of each counts. The targets:
+0.8 of the speed of `cp` for one array, 0.4 for several fields and for groups, less than 1 GiB for a file of any size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ups_data.console import progress
+from ups_data.execution import cores
+
+LINE, PLANE = (101, 1024), (101, 128, 128)  # frames and points of a sample
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a line for each layout, and one for memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=1.5, help="size of the files (0: no speed)")
+    parser.add_argument("--memory", type=float, default=0, metavar="GB", help="size of the file for memory (0: none)")
+    parser.add_argument("--repeats", type=int, default=4, metavar="N", help="runs of each, the best counts")
+    parser.add_argument("--folder", help="where there is room for three times the size")
+    args = parser.parse_args(argv)
+    print(f"{cores()} cores; wall seconds and, in brackets, processor seconds of the best run of {args.repeats}")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        for name, write in LAYOUTS.items() if args.gb else ():
+            raw = Path(folder) / "raw"
+            raw.mkdir()
+            write(raw, args.gb * 1e9)
+            print(compare(name, raw, Path(folder), args.repeats), flush=True)
+            shutil.rmtree(raw)
+        if args.memory:
+            print(memory(Path(folder), args.memory * 1e9))
+    return 0
+
+
+def compare(name: str, raw: Path, folder: Path, repeats: int) -> str:
+    """Let `cp` and the conversion take turns on the one file of `raw`; a line of the table."""
+    source = next(raw.iterdir())
+    size = source.stat().st_size / 1e9
+    copies, conversions = [], []
+    for _ in range(repeats):
+        copies.append(timed(["cp", str(source), str(folder / "copy")]))
+        (folder / "copy").unlink()
+        conversions.append(timed(command(raw, folder / "out")))
+        shutil.rmtree(folder / "out")
+    copy, ours = min(wall for wall, _ in copies), min(wall for wall, _ in conversions)
+    copy_work, our_work = min(work for _, work in copies), min(work for _, work in conversions)
+    return (
+        f"{name:24} {size:5.2f} GB  cp {copy:6.2f} ({copy_work:5.2f})  convert {ours:6.2f} ({our_work:5.2f})  "
+        f"{copy / ours:5.2f} of cp, {copy_work / our_work * cores():5.2f} were both alone on the machine"
+    )
+
+
+def command(raw: Path, out: Path) -> list[str]:
+    """Convert whatever is in `raw` as the task advection1d: grouped splits, statistics of train."""
+    knobs = {"root": raw, "folder": ".", "pattern": "'*'"}
+    changes = [f"--set=datasets.advection1d.convert.{key}={value}" for key, value in knobs.items()]
+    return [sys.executable, "-m", "stages.convert", "advection1d", "-q", f"--out={out}", *changes]
+
+
+def timed(arguments: list[str]) -> tuple[float, float]:
+    """Wall and processor seconds of a command and its children."""
+    started = time.perf_counter()
+    pid = os.spawnvp(os.P_NOWAIT, arguments[0], arguments)
+    _, status, usage = os.wait4(pid, 0)
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return time.perf_counter() - started, usage.ru_utime + usage.ru_stime
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def memory(folder: Path, size: float) -> str:
+    """Convert a file of holes; the most memory that all processes held together."""
+    (folder / "raw").mkdir()
+    write_sparse(folder / "raw", size)
+    running = subprocess.Popen(command(folder / "raw", folder / "out"))
+    most = [0.0]
+
+    def watch() -> None:
+        while running.poll() is None:
+            most[0] = max(most[0], sum(map(resident, family(running.pid))))
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    status = running.wait()
+    watcher.join()
+    if status:
+        raise SystemExit("the conversion failed")
+    return f"memory: {size / 1e9:.1f} GB converted, at most {most[0] / 2**20:.0f} MiB held by all processes together"
+
+
+def family(pid: int) -> Iterator[int]:
+    """A process and its descendants."""
+    yield pid
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return
+    for child in children:
+        yield from family(int(child))
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process, what it shares with others counted in full."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+# --- raw files -----------------------------------------------------------------------------------
+
+
+def waves(count: int, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """Smooth random samples, float32 [frames, points..]."""
+    rng = np.random.default_rng(0)
+    x = np.linspace(0, 2 * np.pi, int(np.prod(shape[1:])), endpoint=False)
+    t = np.linspace(0, 2 * np.pi, shape[0])[:, None]
+    modes = np.stack([f(k * x - t) for k in (1, 2, 3) for f in (np.sin, np.cos)]).astype(np.float32).reshape(6, -1)
+    with progress("write raw samples", count, "samples") as bar:
+        for _ in range(count):
+            yield (rng.normal(size=6).astype(np.float32) @ modes).reshape(shape)
+            bar.advance()
+
+
+def write_one_array(raw: Path, size: float) -> None:
+    """Advection's layout: `tensor` [N, T, X]."""
+    count = int(size / (4 * np.prod(LINE)))
+    with h5py.File(raw / "1D_Advection_Sols_beta0.4.hdf5", "w") as file:
+        data = file.create_dataset("tensor", (count, *LINE), "<f4")
+        for row, values in enumerate(waves(count, LINE)):
+            data[row] = values
+        write_axes(file)
+
+
+def write_fields(raw: Path, size: float) -> None:
+    """Compressible flow on a line: three arrays, which become the channels of one."""
+    count = int(size / (12 * np.prod(LINE)))
+    with h5py.File(raw / "1D_CFD_Rand_Eta0.1_Zeta0.1_periodic_Train.hdf5", "w") as file:
+        fields = [file.create_dataset(name, (count, *LINE), "<f4") for name in ("density", "pressure", "Vx")]
+        for row, values in enumerate(waves(count, LINE)):
+            for index, field in enumerate(fields):
+                field[row] = values + index
+        write_axes(file)
+
+
+def write_groups(raw: Path, size: float) -> None:
+    """Shallow water: a group a sample."""
+    write_samples(raw / "2D_rdb_NA_NA.h5", PLANE, "xy", size, {})
+
+
+def write_packed_groups(raw: Path, size: float) -> None:
+    """Diffusion-sorption: a group a sample, its numbers packed by lzf; `size` is that of the numbers."""
+    write_samples(raw / "1D_diff-sorp_NA_NA.h5", LINE, "x", size, {"compression": "lzf"})
+
+
+def write_samples(path: Path, shape: tuple[int, ...], axes: str, size: float, packing: dict) -> None:
+    """A group a sample: `data` [T, X.., 1], `grid`, the attribute `config`."""
+    count = int(size / (4 * np.prod(shape)))
+    with h5py.File(path, "w") as file:
+        for row, values in enumerate(waves(count, shape)):
+            group = file.create_group(f"{row:04d}")
+            group.create_dataset("data", data=values[..., None], **packing)
+            group["grid/t"] = np.linspace(0, 1, shape[0], dtype=np.float32)
+            for axis, points in zip(axes, shape[1:], strict=True):
+                group[f"grid/{axis}"] = np.linspace(0, 1, points, dtype=np.float32)
+            group.attrs["config"] = "sim: {}\n"
+
+
+def write_sparse(raw: Path, size: float) -> None:
+    """Advection's layout with holes for all but the first number of every sample."""
+    count = int(size / (4 * np.prod(LINE)))
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(raw / "1D_Advection_Sols_beta0.4.hdf5", "w") as file:
+        space = h5py.h5s.create_simple((count, *LINE))
+        data = h5py.Dataset(h5py.h5d.create(file.id, b"tensor", h5py.h5t.IEEE_F32LE, space, layout))
+        data[:, 0, 0] = np.arange(count)
+        write_axes(file)
+
+
+def write_axes(file: h5py.File) -> None:
+    """Coordinates, one time too many as in the official files."""
+    file["x-coordinate"] = ((np.arange(LINE[1]) + 0.5) / LINE[1]).astype(np.float32)
+    file["t-coordinate"] = (0.01 * np.arange(LINE[0] + 1)).astype(np.float32)
+    if "tensor" in file:
+        file.attrs["beta"] = 0.4
+
+
+LAYOUTS: dict[str, Callable[[Path, float], None]] = {
+    "one array": write_one_array,
+    "three fields": write_fields,
+    "groups": write_groups,
+    "groups, packed by lzf": write_packed_groups,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
