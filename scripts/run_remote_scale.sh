@@ -112,6 +112,14 @@ fingerprint() {
   } | sha256sum | cut -c1-16
 }
 
+# From here on the outputs are this run's: what other knobs had finished is overwritten.
+drop_other_marks() {
+  local name=$1 kept=$2 other
+  for other in ".state/run_remote_scale/$name"-*; do
+    [[ "$other" == "$kept" ]] || rm -rf "$other"
+  done
+}
+
 run_dataset() {
   local name=$1 task marks stage override
   local -a flags=() hydrate=("$name" --cache "${CACHE:-artifacts/cache}")
@@ -134,6 +142,7 @@ run_dataset() {
       continue
     fi
     say "$name: $stage"
+    drop_other_marks "$name" "$marks"
     "$python" -m "stages.$stage" "$task" "${flags[@]}"
     touch "$marks/$stage"
   done

@@ -35,7 +35,7 @@ def _work(args: argparse.Namespace) -> str:
     places = Places(root=Path(args.root), cache=Path(args.cache))
     for name in args.names:
         console.say(hydrate(name, tuple(args.split), places, args.version, args.remote, args.source))
-    return f"hydrated {', '.join(args.names)}"
+    return f"hydrated {', '.join(args.names)}; next, in Python: ups_data.open_dataset({args.names[0]!r})"
 
 
 if __name__ == "__main__":

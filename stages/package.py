@@ -38,7 +38,8 @@ def _work(args: argparse.Namespace) -> str:
     target, entry = package_dataset(args.task, knobs, Path(args.data), Path(args.out), Path(args.entries))
     size = sum(item.size for item in entry.items())
     packed = entry.archive.size
-    return f"{target}: {size / 1e6:.1f} MB packed into {packed / 1e6:.1f} MB, ratio {size / packed:.2f}"
+    made = f"{target}: {size / 1e6:.1f} MB packed into {packed / 1e6:.1f} MB, ratio {size / packed:.2f}"
+    return f"{made}; next: python -m stages.registry"
 
 
 if __name__ == "__main__":

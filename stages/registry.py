@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> str:
     entries = registry.merge(args.entries, args.out, args.mirror)
-    return f"{args.out}: {len(entries)} datasets: {', '.join(entries)}"
+    return f"{args.out}: {len(entries)} datasets: {', '.join(entries)}; next: make push"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from stages.common import run, stage_parser
 from ups_data import console
 from ups_data.dvc_files import cache_folder
 from ups_data.errors import UpsDataError
-from ups_data.verification import verify
+from ups_data.verification import bytes_to_read, verify
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,13 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> str:
     count = size = broken = 0
-    for finding in verify(Path(), cache_folder(Path())):
-        count, size = count + 1, size + finding.size
-        if finding.problem:
-            broken += 1
-            console.say(f"BROKEN {finding.what}: {finding.problem}\n       mend: {finding.remedy}")
-        else:
-            console.detail(f"ok     {finding.what}")
+    cache = cache_folder(Path())
+    with console.progress("verify", bytes_to_read(Path(), cache), "B") as bar:
+        for finding in verify(Path(), cache):
+            count, size = count + 1, size + finding.size
+            bar.advance(finding.size)
+            if finding.problem:
+                broken += 1
+                console.say(f"BROKEN {finding.what}: {finding.problem}\n       mend: {finding.remedy}")
+            else:
+                console.detail(f"ok     {finding.what}")
     summary = f"{count} objects, {size / 1e6:.1f} MB rehashed"
     if broken:
         raise UpsDataError(f"{summary}; {broken} broken, see above")

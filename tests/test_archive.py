@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,10 @@ from tests.archive_cases import CODECS, GOLDEN, golden_files, pack_all, tree, wa
 from ups_data import archive
 from ups_data.archive import format as layout
 from ups_data.archive import targz
-from ups_data.archive.blocks import decode, encode
+from ups_data.archive.blocks import decode, encode, encode_by_order
 from ups_data.archive.format import Coding
 from ups_data.archive.layout import regions
+from ups_data.archive.numbers import page_sizes
 from ups_data.errors import UpsDataError
 
 
@@ -71,9 +73,14 @@ def test_a_block_of_any_bit_pattern_in_any_order_of_axes_comes_back(dtype, shape
     order = data.draw(st.permutations(range(len(shape))))
     count = int(np.prod(shape)) * int(dtype[1])
     raw = random.randbytes(count) if data.draw(st.booleans()) else bytes(count)  # NaN payloads, -0.0, denormals
-    packed, block = encode(raw, Coding("pcodec", dtype, tuple(shape), tuple(order)))
-    assert bytes(decode(packed, block, "test")) == raw
-    assert len(packed) <= len(raw)
+    coding = Coding("pcodec", dtype, tuple(shape), tuple(order))
+    for blocks in ([encode(raw, coding)], encode_by_order(raw, coding)):
+        restored, offset = np.empty(count, np.uint8), 0
+        for packed, block in blocks:
+            decode(packed, block, restored[offset : offset + block.size], "test")
+            offset += block.size
+        assert restored.tobytes() == raw
+        assert sum(len(packed) for packed, _ in blocks) <= len(raw)
 
 
 @settings(max_examples=25, deadline=None)
@@ -117,6 +124,63 @@ def test_data_smooth_in_time_alone_is_packed_along_time(tmp_path):
         file["data"] = (noise + np.linspace(0, 1, 500, dtype="f4")[:, None])[None]
     (member,) = archive.pack({"a.h5": tmp_path / "a.h5"}, tmp_path / "a.upk")
     assert {b.coding.order for b in member.blocks if len(b.coding.shape) == 2} == {(1, 0)}
+
+
+def test_each_part_of_a_sample_takes_the_differences_that_suit_it(tmp_path):
+    """Smooth rows and rough rows of one array are packed apart, and pages never run over the end of a sample."""
+    rough = np.random.default_rng(0).normal(size=(64, 1024)).astype("f4")
+    smooth = np.sin(np.linspace(0, 9, 64 * 1024, dtype="f4")).reshape(64, 1024)
+    samples = np.stack([np.concatenate([smooth, rough])] * 70)  # 36 MB
+    np.save(tmp_path / "a.npy", samples)
+    (member,) = archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
+    numbers = [block for block in member.blocks if block.coding.dtype]
+    assert {block.size for block in numbers} == {rough.nbytes}
+    assert page_sizes([3, 100_000]) == [50_000] * 6
+    assert page_sizes([5, 30_000]) == [60_000, 60_000, 30_000]
+    assert sum(page_sizes([7, 11, 65_537])) == 7 * 11 * 65_537
+
+
+def test_nothing_that_carries_data_grows_beyond_gzip(animals, tmp_path):
+    """`tar -czf` of the same: a member costs a checksum or two more, never more of its content."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "noise.npy", rng.normal(size=50_000).astype("f4"))
+    np.save(tmp_path / "small.npy", rng.integers(0, 50, 50_000))
+    np.save(tmp_path / "decimals.npy", np.round(rng.normal(size=50_000), 2))
+    (tmp_path / "random.bin").write_bytes(rng.bytes(300_000))
+    (tmp_path / "words.txt").write_text("".join(f"{n} bottles, " for n in range(30_000)))
+    (tmp_path / "zeros").write_bytes(bytes(1 << 20))
+    files = [*animals.iterdir(), *tmp_path.iterdir()]
+    for file in files:
+        subprocess.run(["tar", "-czf", tmp_path / "a.tgz", "-C", file.parent, file.name], check=True)
+        members = archive.pack(archive.collect(file.parent, [file.name]), tmp_path / "a.upk")
+        assert (tmp_path / "a.upk").stat().st_size <= (tmp_path / "a.tgz").stat().st_size + 250 * len(members), file
+
+
+def test_numbers_that_recur_are_deflated(tmp_path):
+    np.save(tmp_path / "a.npy", np.tile(np.random.default_rng(0).normal(size=1000).astype("f4"), 500))
+    (member,) = archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
+    assert {block.coding.method for block in member.blocks if block.size > 4096} == {"deflate"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    """Peak memory of a process that packs and unpacks 96 MB is that of one that does 40 MB."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from ups_data import archive\n"
+        "archive.pack({'a': Path(sys.argv[1])}, sys.argv[1] + '.upk', workers=2)\n"
+        "archive.extract(sys.argv[1] + '.upk', sys.argv[1] + '.out', workers=2)\n"
+        "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
+    )
+    peaks = []
+    for megabytes in (40, 96):
+        file = tmp_path / f"{megabytes}.npy"
+        np.save(file, np.random.default_rng(0).standard_normal((megabytes, 1 << 18), dtype="f4"))
+        command = [sys.executable, "-c", code, file]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=True)
+        peaks.append(int(done.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 16
 
 
 # --- what others read and write ------------------------------------------------------------------
@@ -223,6 +287,27 @@ def test_a_killed_extraction_leaves_nothing_visible_and_the_next_sweeps_up(tmp_p
     assert [p for p in (tmp_path / "out").iterdir() if not p.name.startswith(".")] == []
     archive.extract(tmp_path / "two.upk", tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.npy", "b.npy"]
+
+
+def test_a_disk_that_fails_while_a_file_is_on_its_way_to_it_publishes_nothing(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", waves(4))
+    archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
+
+    def fail(_):
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="the disk is broken"):
+        archive.extract(tmp_path / "a.upk", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_two_processes_that_unpack_into_one_folder_both_succeed(animals, tmp_path):
+    pack_all(animals, tmp_path / "zoo.upk")
+    command = [sys.executable, "-m", "ups_data.archive", "extract", tmp_path / "zoo.upk", tmp_path / "out"]
+    both = [subprocess.Popen(command, cwd=GOLDEN.parents[1], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert tree(tmp_path / "out") == tree(animals)
 
 
 def test_a_failed_packing_leaves_the_old_archive(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from tests.archive_cases import CODECS, GOLDEN, tree
 from ups_data import archive, files
 from ups_data.archive import format as layout
-from ups_data.archive import reader
+from ups_data.archive import numbers, reader
 from ups_data.archive.blocks import DEFLATE, encode
 from ups_data.archive.format import Block, Coding, Member
 from ups_data.errors import UpsDataError
@@ -118,6 +118,16 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch):
     digest = layout._index_digest(body[16:], numbers)
     forged.write_bytes(body + layout.FOOTER.pack(*numbers, digest, layout.END_MAGIC))
     refused(forged, tmp_path / "out", "its index claims")
+
+
+def test_a_block_that_unpacks_to_more_than_it_says_is_refused(tmp_path):
+    """Whatever it is packed by: no more memory is taken than the index claims, and the index is bounded."""
+    data, said, long, short = bytes(1 << 20), 4000, *(Coding("pcodec", "f4", (n,), (0,)) for n in (1 << 18, 1000))
+    for packed, lying in ((zlib.compress(data), DEFLATE), (numbers.pack(data, long), short)):
+        assert len(packed) < said
+        block = Block(len(packed), said, zlib.crc32(packed), lying)
+        member = Member("a", said, hashlib.sha256(data[:said]).hexdigest(), "0" * 32, (block,))
+        refused(forge(tmp_path / "bad.upk", [member], packed), tmp_path / "out", "the size it claims")
 
 
 def test_an_unknown_version_is_a_sentence(tmp_path):

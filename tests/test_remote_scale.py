@@ -83,6 +83,13 @@ def test_a_failed_job_says_so_and_goes_on_where_it_stopped(project):
     assert (project / "data/pdebench/tides_test.h5").read_bytes() == (project / "made/tides_test.h5").read_bytes()
 
 
+def test_knobs_tried_before_are_run_again_after_others_took_their_outputs(project):
+    for steps in (5, 7, 5):
+        assert run(project, f"train.steps={steps}", WANDB_DATASETS="waves_subset_v1").returncode == 0
+    trained = [call for call in calls(project) if call.startswith("train ")]
+    assert [call[-1] for call in trained] == ["5", "7", "5"]
+
+
 def test_wrong_names_and_arguments_end_the_job_before_any_work(project):
     for arguments, names, message in (
         ([], "", "WANDB_DATASETS names no dataset"),

@@ -87,7 +87,7 @@ def test_read_only_keys_pull_and_cannot_push(server, published, clone):
 def test_wrong_keys_are_sentences_and_leave_nothing(clone):
     refused = stage(clone, "hydrate", NAME, **credentials("wrong"))
     assert refused.returncode == 1
-    assert f"hydrate.py: DVC could not fetch {ARCHIVE}" in refused.stderr
+    assert f"stages.hydrate: DVC could not fetch {ARCHIVE}" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert data_of(clone) == {}
     refused = stage(clone, "release", ARTIFACT, "v1.0.0", **credentials("wrong"))

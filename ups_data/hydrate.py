@@ -48,7 +48,7 @@ def hydrate(
     hostile, or a disk without room.
     """
     tag = find_tag(name, version, places.repository) if version else None
-    entry = _entry(name, tag, places.repository)
+    entry = find_entry(name, tag, places.repository)
     if unknown := [s for s in splits if s not in entry.splits]:
         raise UpsDataError(f"{name} has no split {unknown[0]!r}; it has {', '.join(entry.splits)}")
     items = entry.items(splits)
@@ -177,7 +177,8 @@ def find_tag(name: str, version: str, repository: Path) -> str:
     )
 
 
-def _entry(name: str, tag: str | None, repository: Path) -> registry.Entry:
+def find_entry(name: str, tag: str | None, repository: Path) -> registry.Entry:
+    """The entry of a published dataset in the registry of the workspace, or of that git tag."""
     if tag is None:
         path = repository / registry.REGISTRY
         return registry.find(registry.read_registry(path), name, str(path))

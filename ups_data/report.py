@@ -121,7 +121,7 @@ def _registry_at(commit: str, repository: Path) -> Entries:
 
 
 def _data(before: Entries, now: Entries) -> Iterator[str]:
-    """Two tables: what each dataset holds, and the statistics of its train split."""
+    """Tables: what each dataset holds, and the statistics of its train split, those that do not change folded."""
     if not before and not now:
         yield f"No dataset is published: {registry.REGISTRY} is not there."
         return
@@ -129,7 +129,12 @@ def _data(before: Entries, now: Entries) -> Iterator[str]:
     header = ["dataset", "kind", "resolution", "train", "val", "test", "archive", "change"]
     yield _table(header, [_dataset_row(name, before.get(name), now.get(name)) for name in names])
     rows = [row for name in names if name in now for row in _statistics_rows(name, before.get(name), now[name])]
-    yield _table(["dataset", "channel", "mean (train)", "std (train)", "mean before", "std before"], rows)
+    header = ["dataset", "channel", "mean before", "mean now", "std before", "std now"]
+    same = [row for row in rows if row[2::2] == row[3::2]]
+    if changed := [row for row in rows if row not in same]:
+        yield "Statistics of the train split:"
+        yield _table(header, changed)
+    yield _folded("Statistics that do not change", _table(header, same)) if same else ""
 
 
 def _dataset_row(name: str, before: registry.Entry | None, now: registry.Entry | None) -> list[str]:
@@ -167,8 +172,8 @@ def _change(before: registry.Entry | None, now: registry.Entry | None) -> str:
 def _statistics_rows(name: str, before: registry.Entry | None, now: registry.Entry) -> Iterator[list[str]]:
     for channel, moments in sorted(now.normalisation.items()):
         old = before.normalisation.get(channel) if before else None
-        past = [f"{old.mean:.6g}", f"{old.std:.6g}"] if old else [NONE, NONE]
-        yield [f"`{name}`", channel, f"{moments.mean:.6g}", f"{moments.std:.6g}", *past]
+        mean, std = (f"{old.mean:.6g}", f"{old.std:.6g}") if old else (NONE, NONE)
+        yield [f"`{name}`", channel, mean, f"{moments.mean:.6g}", std, f"{moments.std:.6g}"]
 
 
 def _resolution(value: object) -> str:
@@ -205,7 +210,7 @@ def _plots(declared: Sequence[tuple[str, Mapping | bool]], commit: str, reposito
             target = f"{link.rstrip('/')}/{path}" if link else path
             pictures.append(f"`{path}` ({state})\n\n![{path}]({target})")
     if rows:
-        yield _table(["curve", "y", "last", "lowest", "last before", "lowest before"], rows)
+        yield _table(["curve", "y", "last before", "last now", "lowest before", "lowest now"], rows)
         yield f"The curves side by side: `dvc plots diff {commit[:7]} --open`."
     yield from pictures
     if unchanged or not (rows or pictures):
@@ -222,7 +227,9 @@ def _columns(properties: Mapping | bool) -> list[str]:
 
 
 def _curve_row(path: str, y: str, now: bytes, before: bytes | None) -> list[str]:
-    return [f"`{path}`", y, *_ends(now, y), *(_ends(before, y) if before else (NONE, NONE))]
+    last, lowest = _ends(now, y)
+    last_before, lowest_before = _ends(before, y) if before else (NONE, NONE)
+    return [f"`{path}`", y, last_before, last, lowest_before, lowest]
 
 
 def _ends(table: bytes, column: str) -> tuple[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,21 @@ def verify(repository: Path, cache: Path) -> Iterator[Finding]:
             yield from _check_archive(name, entry, repository, recorded)
 
 
+def bytes_to_read(repository: Path, cache: Path) -> int:
+    """How many bytes `verify` reads."""
+    outputs = locked_outputs(repository / "dvc.lock")
+    places = [place for output in outputs for place, _ in _objects(output, cache)]
+    places += [repository / output.path for output in outputs]
+    if (repository / registry.REGISTRY).exists():
+        entries = registry.read_registry(repository / registry.REGISTRY).values()
+        places += [repository / "artifacts" / entry.archive.file for entry in entries]
+    return sum(_size(place) for place in places if place.exists())
+
+
+def _size(path: Path) -> int:
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+
+
 def _md5(path: Path) -> str:
     return files.checksum(path, "md5")
 
@@ -50,18 +66,17 @@ def _folder_md5(folder: Path, pool: ThreadPoolExecutor) -> str:
     return folder_md5(dict(zip(names, pool.map(_md5, paths), strict=True)))
 
 
+def _objects(output: Output, cache: Path) -> list[tuple[Path, str]]:
+    """What the cache has of an output, each object with its MD5: a file, or a folder's listing and its files."""
+    objects = [(entry := cache_object(cache, output.md5), output.md5.removesuffix(".dir"))]
+    if output.md5.endswith(".dir") and entry.exists():
+        with suppress(ValueError, KeyError, TypeError):  # the listing's checksum is wrong then, which will be said
+            objects += [(cache_object(cache, row["md5"]), row["md5"]) for row in json.loads(entry.read_bytes())]
+    return [row for row in objects if row[0].exists()]
+
+
 def _check_cache(output: Output, cache: Path, pool: ThreadPoolExecutor) -> Iterator[Finding]:
-    entry = cache_object(cache, output.md5)
-    if not entry.exists():
-        return
-    yield _check_object(entry, output.md5.removesuffix(".dir"), output.path)
-    if output.md5.endswith(".dir"):
-        try:
-            rows = [(cache_object(cache, row["md5"]), row["md5"]) for row in json.loads(entry.read_bytes())]
-        except (ValueError, KeyError, TypeError):
-            return  # its checksum is wrong, which has been said
-        rows = [row for row in rows if row[0].exists()]
-        yield from pool.map(lambda row: _check_object(*row, output.path), rows)
+    yield from pool.map(lambda row: _check_object(*row, output.path), _objects(output, cache))
 
 
 def _check_object(entry: Path, md5: str, path: str) -> Finding:
@@ -74,7 +89,7 @@ def _check_object(entry: Path, md5: str, path: str) -> Finding:
 
 def _check_workspace(output: Output, repository: Path, pool: ThreadPoolExecutor) -> Finding:
     path = repository / output.path
-    size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) if path.is_dir() else path.stat().st_size
+    size = _size(path)
     found = _folder_md5(path, pool) if path.is_dir() else _md5(path)
     if found == output.md5:
         return Finding(output.path, size)

@@ -8,14 +8,17 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from ups_data import execution, files
 from ups_data.archive import targz
-from ups_data.archive.blocks import decode, in_order
+from ups_data.archive.blocks import decode
+from ups_data.archive.flow import BUFFER, FLUSH, Buffers, Flusher, in_order
 from ups_data.archive.format import MAGIC, Block, Member, read_index
 from ups_data.errors import UpsDataError
 
@@ -81,8 +84,8 @@ def verify(archive: str | Path, advance: Advance | None = None) -> list[Member]:
                 _copy(member, pieces, None, str(archive), advance or _ignore)
             return listed
         listed = read_index(file, str(archive))
-        tasks = _tasks(listed, lambda _: None)
-        _consume(in_order(pool, _Work(file.fileno(), str(archive)), tasks, _ahead()), listed, advance or _ignore)
+        work = _Work(file.fileno(), str(archive))
+        _consume(in_order(pool, work, _tasks(listed, lambda _: None), _ahead()), work, listed, advance or _ignore)
     return listed
 
 
@@ -180,68 +183,106 @@ def _create(folder: Path, member: Member) -> int:
 class _Task:
     member: int
     output: int | None  # descriptor of the file being restored
-    block: Block | None  # None: the member is empty
+    blocks: tuple[Block, ...]  # neighbours, restored by one worker at a time; none: the member is empty
     source: int  # offset of the packed bytes in the archive
     target: int  # offset of the bytes in the member
 
+    @property
+    def size(self) -> int:
+        """Bytes once unpacked."""
+        return sum(block.size for block in self.blocks)
+
 
 class _Work:
-    """Unpacks a block and writes it in its place; returns its bytes, which are hashed in order."""
+    """Unpacks the blocks of a task and writes them in their place; returns their bytes, which are hashed in order."""
 
     def __init__(self, archive: int, name: str):
         self.archive, self.name = archive, name
+        self.buffers = Buffers()
 
-    def __call__(self, task: _Task) -> bytes | memoryview:
-        if task.block is None:
-            return b""
-        packed = os.pread(self.archive, task.block.packed, task.source)
-        data = decode(packed, task.block, self.name)
+    def __call__(self, task: _Task) -> np.ndarray:
+        out, source, offset = self.buffers.take(task.size), task.source, 0
+        for block in task.blocks:
+            packed = os.pread(self.archive, block.packed, source)
+            decode(packed, block, out[offset : offset + block.size], self.name)
+            source, offset = source + block.packed, offset + block.size
         if task.output is not None:
-            view, written = memoryview(data), 0
-            while written < len(view):
-                written += os.pwrite(task.output, view[written:], task.target + written)
-        return data
+            written = 0
+            while written < len(out):
+                written += os.pwrite(task.output, out[written:], task.target + written)
+        return out
 
 
 def _tasks(chosen: Sequence[Member], create: Callable[[Member], int | None]) -> Iterator[_Task]:
     for index, member in enumerate(chosen):
         output, source, target = create(member), member.offset, 0
-        for block in member.blocks:
-            yield _Task(index, output, block, source, target)
-            source, target = source + block.packed, target + block.size
-        if not member.blocks:
-            yield _Task(index, output, None, source, target)
+        for blocks in _batches(member.blocks):
+            task = _Task(index, output, blocks, source, target)
+            yield task
+            source, target = source + sum(block.packed for block in blocks), target + task.size
+
+
+def _batches(blocks: Sequence[Block]) -> Iterator[tuple[Block, ...]]:
+    """Neighbouring blocks, as many as a buffer holds but at least one; a member without blocks is one empty batch."""
+    batch, size = [], 0
+    for block in blocks:
+        if batch and size + block.size > BUFFER:
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(block)
+        size += block.size
+    yield tuple(batch)
+
+
+class _Outputs:
+    """The files being restored; their bytes go to the disk while others are still being unpacked."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.flusher = folder, Flusher()
+        self.open: dict[int, int] = {}  # descriptor -> bytes that are final and not yet sent to the disk
+
+    def create(self, member: Member) -> int:
+        """A new file for this member."""
+        descriptor = _create(self.folder, member)
+        self.open[descriptor] = 0
+        return descriptor
+
+    def wrote(self, descriptor: int, size: int) -> None:
+        """`size` more bytes of a file are final."""
+        self.open[descriptor] += size
+        if self.open[descriptor] >= FLUSH:
+            self.open[descriptor] = 0
+            self.flusher.submit(os.fdatasync, descriptor)
+
+    def finish(self, descriptor: int) -> None:
+        """All bytes of a file are final."""
+        self.flusher.submit(os.fsync, descriptor)
+        self.flusher.submit(os.close, descriptor)
+        del self.open[descriptor]
+
+    def close(self) -> None:
+        """Give up what is not finished."""
+        self.flusher.close()
+        for descriptor in self.open:
+            os.close(descriptor)
 
 
 def _restore_blocks(file: BinaryIO, chosen: Sequence[Member], folder: Path, workers: int, advance: Advance) -> None:
-    outputs: dict[int, Member] = {}
-
-    def create(member: Member) -> int:
-        descriptor = _create(folder, member)
-        outputs[descriptor] = member
-        return descriptor
-
-    def close(descriptor: int) -> None:
-        del outputs[descriptor]
-        os.close(descriptor)
-
-    try:
-        # The pool ends before the descriptors are closed: no worker writes into a number used anew.
-        with ThreadPoolExecutor(workers) as pool:
-            work = _Work(file.fileno(), file.name)
-            _consume(in_order(pool, work, _tasks(chosen, create), _ahead(workers)), chosen, advance, close)
-    finally:
-        for descriptor in list(outputs):
-            close(descriptor)
+    # The workers end before the descriptors are closed: none writes into a number used anew.
+    with closing(_Outputs(folder)) as outputs, ThreadPoolExecutor(workers) as pool:
+        work = _Work(file.fileno(), file.name)
+        _consume(in_order(pool, work, _tasks(chosen, outputs.create), _ahead(workers)), work, chosen, advance, outputs)
+        outputs.flusher.settle()
 
 
 def _consume(
-    results: Iterator[tuple[_Task, bytes | memoryview]],
+    results: Iterator[tuple[_Task, np.ndarray]],
+    work: _Work,
     chosen: Sequence[Member],
     advance: Advance,
-    close: Callable[[int], None] | None = None,
+    outputs: _Outputs | None = None,
 ) -> None:
-    """Hash the blocks in their order; a member's file is closed once it has its checksum."""
+    """Hash the blocks in their order; a member's file is finished once it has its checksum."""
     current, digest, size = -1, hashlib.sha256(), 0
     for task, data in results:
         if task.member != current:
@@ -249,10 +290,13 @@ def _consume(
         digest.update(data)
         size += len(data)
         advance(len(data))
+        work.buffers.give(data)
+        if outputs:
+            outputs.wrote(task.output, task.size)
         if size == chosen[current].size:
             _compare(chosen[current], digest.hexdigest())
-            if close and task.output is not None:
-                close(task.output)
+            if outputs:
+                outputs.finish(task.output)
 
 
 def _compare(member: Member, sha256: str) -> None:

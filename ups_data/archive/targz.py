@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ups_data import files
-from ups_data.archive.blocks import in_order
+from ups_data.archive.flow import in_order
 from ups_data.archive.format import Member, check_members
 from ups_data.errors import UpsDataError
 

@@ -13,29 +13,30 @@ from pathlib import Path
 import numpy as np
 
 from ups_data import execution, files
-from ups_data.archive.blocks import DEFLATE, decode, encode, in_order
+from ups_data.archive.blocks import DEFLATE, Packed, decode, encode, encode_by_order
+from ups_data.archive.flow import FLUSH, Buffers, Flusher, in_order
 from ups_data.archive.format import Block, Coding, Member, check_paths, header, index_and_footer
 from ups_data.archive.layout import BLOCK, Cut, cuts, regions
 from ups_data.archive.targz import pack_gzip
 from ups_data.errors import UpsDataError
 
-PIECE = 256 << 10  # bytes of a sample: enough rows for each axis to show how smooth it is
+PIECE = 128 << 10  # bytes of a sample: enough rows for each axis to show how smooth it is
 SAMPLES = 5  # at most, one for each 4 MB: an odd number, so that a dataset of equal parts is not met in step
 DEFLATE_PIECE = 32 << 10  # deflate is 6 times slower than pcodec; repetition shows early
 AXES = 3  # how many of the last axes are tried as the fastest one, the first of three or more (samples) never
-ORDERS = (1, 2, 3, 4, 5)  # of differences; smooth fields are smallest at 4, higher orders add up the rounding errors
 PATIENCE = 32 << 20  # bytes; less than that is packed before a longer trial has paid for itself
-WORTH = 1.01  # a fixed order packs a fifth faster than one chosen anew for each block: worth this much more size
+WORTH = 1.03  # differences chosen by us pack twice as fast as those pcodec looks for: worth this much more size
 
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How numbers of one kind are packed: the axis put last, counted from the end (0: deflate), and the delta order."""
+    """How numbers of one kind are packed: the axis put last, counted from the end (0: deflate), and who chooses the
+    order of differences: we, page by page, or pcodec."""
 
     fastest: int
-    delta: int = 0
+    by_order: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,23 @@ def _pack_blocks(
     paths, inputs = list(sources), list(sources.values())
     hashes = [(hashlib.sha256(), hashlib.md5()) for _ in paths]
     blocks: list[list[Block]] = [[] for _ in paths]
-    with closing(_Inputs(inputs)) as opened, open(archive, "wb") as out:
+    work, unsent = _Work(), 0
+    with closing(_Inputs(inputs)) as opened, open(archive, "wb") as out, closing(Flusher()) as flusher:
         out.write(header())
-        for task, (data, packed, block) in in_order(pool, _work, _tasks(opened, pool), ahead):
+        for task, (data, packed) in in_order(pool, work, _tasks(opened, pool), ahead):
             for digest in hashes[task.source]:
                 digest.update(data)
-            out.write(packed)
-            blocks[task.source].append(block)
+            for piece, block in packed:
+                unsent += out.write(piece)
+                blocks[task.source].append(block)
+            if unsent >= FLUSH:
+                unsent = 0
+                out.flush()
+                flusher.submit(os.fdatasync, out.fileno())
             opened.forget(before=task.source)
             advance(len(data))
+            work.buffers.give(data)
+        flusher.settle()
         members = [
             Member(path, sum(b.size for b in rows), sha256.hexdigest(), md5.hexdigest(), tuple(rows))
             for path, rows, (sha256, md5) in zip(paths, blocks, hashes, strict=True)
@@ -146,21 +155,36 @@ def _tasks(inputs: _Inputs, pool: Executor) -> Iterator[_Task]:
             yield _Task(index, descriptor, cut, plans[cut.kind] if cut.dtype else _Plan(0))
 
 
-def _work(task: _Task) -> tuple[bytes, bytes, Block]:
-    data = _read(task.descriptor, task.cut.offset, task.cut.size)
-    packed, block = encode(data, _coding(task.cut, task.plan), task.plan.delta)
-    # An archive is proved while its source is there: what it unpacks to is compared at once.
-    restored = np.frombuffer(decode(packed, block, "packing"), np.uint8)
-    if not np.array_equal(restored, np.frombuffer(data, np.uint8)):
-        raise UpsDataError("packing: a block does not unpack to the bytes it was made of; report this, use codec gzip")
-    return data, packed, block
+class _Work:
+    """Reads and packs a block; returns its bytes, to be hashed in order, and the blocks they make."""
+
+    def __init__(self):
+        self.buffers = Buffers()
+
+    def __call__(self, task: _Task) -> tuple[np.ndarray, list[Packed]]:
+        data = _read(task.descriptor, task.cut, self.buffers.take(task.cut.size))
+        packed = _encode(data, task.cut, task.plan)
+        # An archive is proved while its source is there: what it unpacks to is compared at once.
+        restored, offset = self.buffers.take(len(data)), 0
+        for piece, block in packed:
+            decode(piece, block, restored[offset : offset + block.size], "packing")
+            offset += block.size
+        if not np.array_equal(restored, data):
+            raise UpsDataError("packing: a block does not unpack to what it was made of; report this, use codec gzip")
+        self.buffers.give(restored)
+        return data, packed
 
 
-def _read(descriptor: int, offset: int, size: int) -> bytes:
-    data = os.pread(descriptor, size, offset)
-    if len(data) != size:
+def _encode(data: np.ndarray, cut: Cut, plan: _Plan) -> list[Packed]:
+    if plan.by_order:
+        return encode_by_order(data, _coding(cut, plan))
+    return [encode(data, _coding(cut, plan))]
+
+
+def _read(descriptor: int, cut: Cut, out: np.ndarray) -> np.ndarray:
+    if os.preadv(descriptor, [out], cut.offset) != cut.size:
         raise UpsDataError("a file became shorter while it was being packed; pack it when nothing writes it")
-    return data
+    return out
 
 
 def _coding(cut: Cut, plan: _Plan) -> Coding:
@@ -172,7 +196,7 @@ def _coding(cut: Cut, plan: _Plan) -> Coding:
 
 
 def _trial(pool: Executor, descriptor: int, alike: list[Cut]) -> _Plan:
-    """The plan that packs samples of these cuts smallest: which axis last, or deflate; for much data, which order.
+    """The plan that packs samples of these cuts smallest: which axis last, or deflate; for much data, who chooses.
 
     The choice depends on the data alone, never on the time it took.
     """
@@ -181,15 +205,13 @@ def _trial(pool: Executor, descriptor: int, alike: list[Cut]) -> _Plan:
     samples = [_start(alike[(2 * i + 1) * len(alike) // (2 * count)]) for i in range(count)]
     dimensions = len(alike[0].shape)
     axes = min(AXES, dimensions - 1 if dimensions > 2 else dimensions)
-    plans = [*(_Plan(-axis) for axis in range(1, axes + 1)), _Plan(0)]
+    plans = [*(_Plan(-axis, by_order=much) for axis in range(1, axes + 1)), _Plan(0)]
     sizes = _sizes(pool, descriptor, samples, plans)
     best = min(plans, key=sizes.__getitem__)  # the first of equals: the order in the file
-    if not much or not best.fastest:
+    if not best.by_order:
         return best
-    fixed = [_Plan(best.fastest, order) for order in ORDERS]
-    fixed_sizes = _sizes(pool, descriptor, samples, fixed)
-    fast = min(fixed, key=fixed_sizes.__getitem__)
-    return fast if fixed_sizes[fast] <= WORTH * sizes[best] else best
+    by_pcodec = _Plan(best.fastest)
+    return best if sizes[best] <= WORTH * _sizes(pool, descriptor, samples, [by_pcodec])[by_pcodec] else by_pcodec
 
 
 def _sizes(pool: Executor, descriptor: int, samples: list[Cut], plans: list[_Plan]) -> dict[_Plan, float]:
@@ -198,8 +220,10 @@ def _sizes(pool: Executor, descriptor: int, samples: list[Cut], plans: list[_Pla
 
     def share(trial: tuple[_Plan, Cut]) -> float:
         plan, cut = trial
-        data = _read(descriptor, cut.offset, cut.size if plan.fastest else min(cut.size, DEFLATE_PIECE))
-        return encode(data, _coding(cut, plan), plan.delta)[1].packed / len(data)
+        if not plan.fastest:
+            cut = Cut(cut.offset, min(cut.size, DEFLATE_PIECE))
+        data = _read(descriptor, cut, np.empty(cut.size, np.uint8))
+        return sum(block.packed for _, block in _encode(data, cut, plan)) / len(data)
 
     sizes = dict.fromkeys(plans, 0.0)
     for (plan, _), value in zip(trials, pool.map(share, trials), strict=True):

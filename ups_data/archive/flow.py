@@ -1,0 +1,77 @@
+"""What keeps cores, memory and disk busy at once: work in order, buffers used again, bytes on their way to the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+BUFFER = 4 << 20  # bytes; from this size on numpy asks for huge pages
+FLUSH = 32 << 20  # bytes of a file after which they are sent to the disk
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+def in_order(
+    pool: Executor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
+) -> Iterator[tuple[Task, Result]]:
+    """Run `work` over `tasks` in `pool`, at most `ahead` at a time, and give the results in the order of the tasks."""
+    tasks = iter(tasks)
+    waiting: list[tuple[Task, Future]] = [(task, pool.submit(work, task)) for task in islice(tasks, ahead)]
+    try:
+        while waiting:
+            task, future = waiting.pop(0)
+            result = future.result()
+            waiting.extend((following, pool.submit(work, following)) for following in islice(tasks, 1))
+            yield task, result
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+class Buffers:
+    """Memory that threads use again: the first touch of new memory costs as much as writing it."""
+
+    def __init__(self):
+        self.spare: deque[np.ndarray] = deque()
+
+    def take(self, size: int) -> np.ndarray:
+        """`size` bytes with anything in them."""
+        if size > BUFFER:
+            return np.empty(size, np.uint8)
+        try:
+            return self.spare.pop()[:size]
+        except IndexError:
+            return np.empty(BUFFER, np.uint8)[:size]
+
+    def give(self, taken: np.ndarray) -> None:
+        """Let what was taken be overwritten."""
+        if taken.base is not None:
+            self.spare.append(taken.base)
+
+
+class Flusher:
+    """Work on files in a thread of its own, in order: what is on the disk when a file ends need not be waited for."""
+
+    def __init__(self):
+        self.thread, self.waiting = ThreadPoolExecutor(1), deque()
+
+    def submit(self, work: Callable[[int], None], descriptor: int) -> None:
+        """Do this after what was submitted before; raises the OSError of what is done by now."""
+        self.waiting.append(self.thread.submit(work, descriptor))
+        while self.waiting and self.waiting[0].done():
+            self.waiting.popleft().result()
+
+    def settle(self) -> None:
+        """Wait until all is done; raises the OSError of what could not be."""
+        while self.waiting:
+            self.waiting.popleft().result()
+
+    def close(self) -> None:
+        """Wait, whatever came of it."""
+        self.thread.shutdown()
