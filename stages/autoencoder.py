@@ -38,23 +38,31 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.files import remove, write_csv
     from ups_data.manifest import content_key
     from ups_data.models.autoencoder import save_autoencoder
+    from ups_data.training import ranks
     from ups_data.training.autoencoder import round_trip, train_autoencoder
     from ups_data.training.frames import open_frames
     from ups_data.training.loop import CURVE
+    from ups_data.training.minutes import minutes
     from ups_data.training.tracking import tracked
 
-    device = pick_device(args.device)
-    train, val = (open_frames(args.data, args.task, split, knobs.kind, knobs.view) for split in ("train", "val"))
-    state = Path(".state/autoencoder") / args.task
-    key = content_key(data=train.manifest["key"], knobs=knobs.autoencoder.model_dump(), view=knobs.view.model_dump())
-    checkpoint = Path(args.models) / args.task / "autoencoder.safetensors"
-    with tracked(params, args.task, "autoencoder") as run:
-        model, curve = train_autoencoder(args.task, train, val, knobs.autoencoder, state=state, key=key, device=device)
-        save_autoencoder(checkpoint, model, knobs.autoencoder.steps)
-        write_csv(Path(args.reports) / args.task / "autoencoder.csv", CURVE, curve)
-        run.curve(CURVE, curve)
-        run.model("autoencoder", checkpoint)
-    remove(state)
+    with ranks.joined(pick_device(args.device)) as device:
+        train, val = (open_frames(args.data, args.task, split, knobs.kind, knobs.view) for split in ("train", "val"))
+        state = Path(".state/autoencoder") / args.task
+        key = content_key(
+            data=train.manifest["key"], knobs=knobs.autoencoder.model_dump(), view=knobs.view.model_dump()
+        )
+        checkpoint = Path(args.models) / args.task / "autoencoder.safetensors"
+        with tracked(params, args.task, "autoencoder") as run:
+            with minutes(Path(args.reports) / args.task, "autoencoder", device, state):
+                model, curve = train_autoencoder(
+                    args.task, train, val, knobs.autoencoder, state=state, key=key, device=device
+                )
+            if ranks.rank() == 0:
+                save_autoencoder(checkpoint, model, knobs.autoencoder.steps)
+                write_csv(Path(args.reports) / args.task / "autoencoder.csv", CURVE, curve)
+                run.curve(CURVE, curve)
+                run.model("autoencoder", checkpoint)
+                remove(state)
     errors = ", ".join(f"{channel} {error:.2g}" for channel, error in round_trip(model, val, device).items())
     return f"{args.task}: round-trip nRMSE on val: {errors}; next: python -m stages.latents {args.task}"
 

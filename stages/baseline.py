@@ -38,30 +38,35 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.files import remove, write_csv
     from ups_data.manifest import content_key, read_manifest
     from ups_data.models.checkpoint import save_model
+    from ups_data.training import ranks
     from ups_data.training.baseline import train_baseline
     from ups_data.training.loop import CURVE
+    from ups_data.training.minutes import minutes
     from ups_data.training.tracking import tracked
 
-    splits = [Path(args.data) / f"{args.task}_{split}.{knobs.store}" for split in ("train", "val")]
-    data = read_manifest(args.data, args.task)["key"]
-    state = Path(".state/baseline") / args.task
-    checkpoint = Path(args.models) / args.task / "baseline.safetensors"
-    with tracked(params, args.task, "baseline") as run:
-        model, curve = train_baseline(
-            knobs.kind,
-            *splits,
-            knobs.baseline,
-            knobs.view,
-            state=state,
-            key=content_key(data=data, knobs=knobs.baseline.model_dump(), view=knobs.view.model_dump()),
-            device=pick_device(args.device),
-            label=f"{args.task} baseline",
-        )
-        save_model(checkpoint, model.state_dict(), model.config)
-        write_csv(Path(args.reports) / args.task / "baseline.csv", CURVE, curve)
-        run.curve(CURVE, curve)
-        run.model("baseline", checkpoint)
-    remove(state)
+    with ranks.joined(pick_device(args.device)) as device:
+        splits = [Path(args.data) / f"{args.task}_{split}.{knobs.store}" for split in ("train", "val")]
+        data = read_manifest(args.data, args.task)["key"]
+        state = Path(".state/baseline") / args.task
+        checkpoint = Path(args.models) / args.task / "baseline.safetensors"
+        with tracked(params, args.task, "baseline") as run:
+            with minutes(Path(args.reports) / args.task, "baseline", device, state):
+                model, curve = train_baseline(
+                    knobs.kind,
+                    *splits,
+                    knobs.baseline,
+                    knobs.view,
+                    state=state,
+                    key=content_key(data=data, knobs=knobs.baseline.model_dump(), view=knobs.view.model_dump()),
+                    device=device,
+                    label=f"{args.task} baseline",
+                )
+            if ranks.rank() == 0:
+                save_model(checkpoint, model.state_dict(), model.config)
+                write_csv(Path(args.reports) / args.task / "baseline.csv", CURVE, curve)
+                run.curve(CURVE, curve)
+                run.model("baseline", checkpoint)
+                remove(state)
     best = min(row[2] for row in curve)
     return f"{args.task}: baseline with a validation error of {best:.3g}; next: python -m stages.evaluate {args.task}"
 

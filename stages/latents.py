@@ -4,6 +4,10 @@ Writes data/latent_cache/<task>_<split>/, whole or not at all. A cache that is u
 another autoencoder, dataset, view or dtype is replaced with --overwrite alone.
 
     python -m stages.latents burgers1d --splits train val --dtype float16
+
+Several GPUs, or cores, share the work under torchrun; the bytes are the same:
+
+    torchrun --nproc_per_node 4 -m stages.latents burgers1d
 """
 
 from __future__ import annotations
@@ -12,10 +16,14 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from stages.common import run, stage_parser
 from ups_data.console import say
 from ups_data.params import SPLITS, Dataset, dataset_params, load_params
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,19 +57,22 @@ def encode(args: argparse.Namespace) -> str:
     """Write the caches asked for; returns the last line to print."""
     params = load_params(args.params, args.set)
     chosen = {task: dataset_params(params, task) for task in args.tasks}
-    for task, knobs in chosen.items():
-        _encode_task(args, task, knobs)
+    from ups_data.execution import pick_device
+    from ups_data.training import ranks
+
+    with ranks.joined(pick_device(args.device)) as device:
+        for task, knobs in chosen.items():
+            _encode_task(args, task, knobs, device)
     return f"{', '.join(chosen)}: latents in {args.cache_dir}; next: python -m stages.train {args.tasks[0]}"
 
 
-def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset) -> None:
-    from ups_data.execution import pick_device
+def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: torch.device) -> None:
     from ups_data.models.autoencoder import load_autoencoder
     from ups_data.stores.latents import cache_folder, cache_is_current
+    from ups_data.training import ranks
     from ups_data.training.caching import cache_split, check_fit, constituents
     from ups_data.training.frames import open_frames
 
-    device = pick_device(args.device)
     autoencoder = load_autoencoder(Path(args.models) / task / "autoencoder.safetensors", device)
     wanted = {"latent_len": args.latent_len, "latent_dim": args.latent_dim}
     asked = knobs.autoencoder.model_copy(update={name: value for name, value in wanted.items() if value})
@@ -71,7 +82,8 @@ def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset) -> None:
     for split in args.splits:
         folder = cache_folder(args.cache_dir, task, split)
         frames = open_frames(args.data, task, split, knobs.kind, knobs.view)
-        if not args.overwrite and cache_is_current(folder, constituents(autoencoder, frames, latents.dtype)):
+        current = not args.overwrite and cache_is_current(folder, constituents(autoencoder, frames, latents.dtype))
+        if ranks.decided(current):
             say(f"{folder}: already there")
             continue
         manifest = cache_split(
@@ -84,6 +96,8 @@ def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset) -> None:
             pin_memory=args.pin_memory,
             label=f"{task} {split}",
         )
+        if manifest is None:
+            continue
         errors = {name: error for role in manifest["reconstruction"].values() for name, error in role.items()}
         say(
             f"{folder}: {manifest['bytes'] / 1e6:.2f} MB for {manifest['data_bytes'] / 1e6:.2f} MB of data "

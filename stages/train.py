@@ -40,30 +40,34 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.models.autoencoder import load_autoencoder
     from ups_data.models.checkpoint import save_model
     from ups_data.stores.latents import open_cache
+    from ups_data.training import ranks
     from ups_data.training.loop import CURVE
+    from ups_data.training.minutes import minutes
     from ups_data.training.operator import train_operator
     from ups_data.training.tracking import tracked
 
-    device = pick_device(args.device)
-    autoencoder = load_autoencoder(Path(args.models) / args.task / "autoencoder.safetensors", device)
-    caches = [open_cache(Path(args.cache_dir), args.task, split, autoencoder) for split in ("train", "val")]
-    state = Path(".state/train") / args.task
-    checkpoint = Path(args.models) / args.task / "operator.safetensors"
-    with tracked(params, args.task, "train") as run:
-        model, curve = train_operator(
-            autoencoder,
-            *caches,
-            knobs,
-            state=state,
-            key=content_key(caches=[cache.key for cache in caches], knobs=knobs.model_dump()),
-            device=device,
-            label=f"{args.task} operator",
-        )
-        save_model(checkpoint, model.state_dict(), model.config)
-        write_csv(Path(args.reports) / args.task / "operator.csv", CURVE, curve)
-        run.curve(CURVE, curve)
-        run.model("operator", checkpoint)
-    remove(state)
+    with ranks.joined(pick_device(args.device)) as device:
+        autoencoder = load_autoencoder(Path(args.models) / args.task / "autoencoder.safetensors", device)
+        caches = [open_cache(Path(args.cache_dir), args.task, split, autoencoder) for split in ("train", "val")]
+        state = Path(".state/train") / args.task
+        checkpoint = Path(args.models) / args.task / "operator.safetensors"
+        with tracked(params, args.task, "train") as run:
+            with minutes(Path(args.reports) / args.task, "operator", device, state):
+                model, curve = train_operator(
+                    autoencoder,
+                    *caches,
+                    knobs,
+                    state=state,
+                    key=content_key(caches=[cache.key for cache in caches], knobs=knobs.model_dump()),
+                    device=device,
+                    label=f"{args.task} operator",
+                )
+            if ranks.rank() == 0:
+                save_model(checkpoint, model.state_dict(), model.config)
+                write_csv(Path(args.reports) / args.task / "operator.csv", CURVE, curve)
+                run.curve(CURVE, curve)
+                run.model("operator", checkpoint)
+                remove(state)
     best = min(row[2] for row in curve)
     return f"{args.task}: operator with a validation error of {best:.3g}; next: python -m stages.baseline {args.task}"
 

@@ -26,7 +26,7 @@ from ups_data.training.operator import train_operator, unrolling
 
 CPU = torch.device("cpu")
 KNOBS = {
-    "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1],
+    "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1], "augment": [],
     "steps": 60, "batch": 8, "learning_rate": 1e-2, "seed": 0,
 }  # fmt: skip
 
@@ -49,7 +49,11 @@ class Plain:
     """Stands for an autoencoder whose latents are the field itself, one point a token."""
 
     def __init__(self, periodic=(True,)):
-        self.config = {"periodic": list(periodic)}
+        self.config = {"kind": "grid", "periodic": list(periodic), "resolution": [8]}
+        self.decoders = {"state": torch.nn.Identity()}
+
+    def encode(self, frame, role):
+        return frame["fields"]
 
     def decode(self, latents, frame, role):
         return latents

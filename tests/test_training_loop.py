@@ -21,16 +21,18 @@ def regression(state, key="k", knobs=KNOBS, die_at=None, factor=1.0):
     torch.manual_seed(0)
     model = nn.Linear(3, 1)
 
-    def loss(step):
+    def draw(step):
         if step == die_at:
             raise Killed
-        x = torch.randn(knobs.batch, 3, generator=loop.step_generator(knobs.seed, step))
-        return factor * ((model(x) - x.sum(1, keepdim=True)) ** 2).mean()
+        return {"x": torch.randn(knobs.batch, 3, generator=loop.step_generator(knobs.seed, step))}
+
+    def loss(batch):
+        return factor * ((model(batch["x"]) - batch["x"].sum(1, keepdim=True)) ** 2).mean()
 
     def validate():
         return (model.weight - 1).abs().sum().item()
 
-    return model, loop.fit(model, loss, validate, knobs, state=state, key=key, label="line")
+    return model, loop.fit(model, draw, loss, validate, knobs, state=state, key=key, label="line")
 
 
 @pytest.fixture(autouse=True)

@@ -44,6 +44,7 @@ class Autoencoder(nn.Module):
         self.config = config
         self.roles: dict[str, list[str]] = config["roles"]
         self.points = config["kind"] != "grid"
+        self.logarithms: dict[str, bool] = {}  # role -> whether the logarithm of a channel is encoded
         self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for role in self.roles:
             names = self._encoded(role)
@@ -52,6 +53,7 @@ class Autoencoder(nn.Module):
             network = [fact.get("log", fact) for fact in facts]
             self._constant(f"{role}_mean", [fact["mean"] for fact in network])
             self._constant(f"{role}_std", [fact["std"] for fact in network])
+            self.logarithms[role] = any("log" in fact for fact in facts)
             self._constant(f"{role}_floor", [fact["log"]["floor"] if "log" in fact else 0.0 for fact in facts])
             self._constant(f"{role}_mean_square", [fact["mean"] ** 2 + fact["std"] ** 2 for fact in facts])
             self.register_buffer(f"{role}_latent_mean", torch.zeros(config["latent_dim"]))
@@ -77,7 +79,7 @@ class Autoencoder(nn.Module):
         fields = self._at_points(self.decoders[role](latents), frame)
         fields = fields * self.get_buffer(f"{role}_std") + self.get_buffer(f"{role}_mean")
         floor = self.get_buffer(f"{role}_floor")
-        if floor.any():
+        if self.logarithms[role]:
             fields = torch.where(floor > 0, fields.exp(), fields)
         return fields[..., : len(self.roles[role])]
 
@@ -91,7 +93,7 @@ class Autoencoder(nn.Module):
         if len(self._encoded(role)) > len(self.roles[role]):
             fields = torch.cat([fields, frame[BOUNDARY][..., None]], dim=-1)
         floor = self.get_buffer(f"{role}_floor")
-        if floor.any():
+        if self.logarithms[role]:
             fields = torch.where(floor > 0, fields.clamp_min(floor.clamp_min(TINY)).log(), fields)
         fields = (fields - self.get_buffer(f"{role}_mean")) / self.get_buffer(f"{role}_std")
         if not self.points:

@@ -33,33 +33,40 @@ class Baseline(nn.Module):
 
 
 class GridNet(Baseline):
-    """Residual convolutions of 5 points with dilations 1, 2, 4, ..: one frame to the next `bundle` frames."""
+    """Residual convolutions of 5 points with dilations 1, 2, 4, ..: one frame to the next `bundle` frames.
+
+    Fields that do not change in time (a force) are further channels of what it sees; their mean and std stand after
+    those of the others.
+    """
 
     def __init__(self, config: dict):
         super().__init__(config)
         width, channels = config["width"], config["channels"]
         convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[len(config["periodic"])]
-        self.inward = convolution(channels, width, 5)
+        self.inward = convolution(len(config["mean"]), width, 5)
         self.blocks = nn.ModuleList(convolution(width, width, 5, dilation=2**i) for i in range(config["depth"]))
         self.outward = convolution(width, config["bundle"] * channels, 5)
         _start_at_zero(self.outward)
 
-    def forward(self, frame: Tensor, parameters: Tensor, time_step: Tensor) -> Tensor:
-        """[B, X.., C], [B, P], [B] to [B, bundle, X.., C]."""
+    def forward(self, frame: Tensor, parameters: Tensor, time_step: Tensor, static_fields: Tensor) -> Tensor:
+        """[B, X.., C], [B, P], [B], [B, X.., C'] (C' may be 0) to [B, bundle, X.., C]."""
         periodic = self.config["periodic"]
-        x = self.inward(pad_grid(((frame - self.mean) / self.std).movedim(-1, 1), periodic, 2))
+        seen = torch.cat([frame, static_fields], dim=-1)
+        x = self.inward(pad_grid(((seen - self.mean) / self.std).movedim(-1, 1), periodic, 2))
         condition = self.condition(parameters, time_step)
         condition = condition.reshape(*condition.shape, *(1 for _ in periodic))
         for level, block in enumerate(self.blocks):
             x = x + F.gelu(block(pad_grid(x, periodic, 2 * 2**level)) + condition)
         change = self.outward(pad_grid(x, periodic, 2)).unflatten(1, (self.config["bundle"], -1)).movedim(2, -1)
-        return frame[:, None] + self.std * change
+        return frame[:, None] + self.std[: frame.shape[-1]] * change
 
-    def rollout(self, frame: Tensor, parameters: Tensor, time_step: Tensor, steps: int) -> Tensor:
+    def rollout(
+        self, frame: Tensor, parameters: Tensor, time_step: Tensor, steps: int, static_fields: Tensor
+    ) -> Tensor:
         """The next `steps` frames [B, steps, X.., C], the last one fed back call after call."""
         frames, made = [], 0
         while made < steps:
-            frames.append(self(frame, parameters, time_step))
+            frames.append(self(frame, parameters, time_step, static_fields))
             frame = frames[-1][:, -1]
             made += self.config["bundle"]
         return torch.cat(frames, dim=1)[:, :steps]

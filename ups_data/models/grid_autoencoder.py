@@ -65,6 +65,11 @@ def from_patches(patches: Tensor, resolution: Sequence[int]) -> Tensor:
     return patches.reshape(batch, *sizes, -1, *tokens).permute(order).reshape(batch, *resolution, -1)
 
 
+def static_patches(fields: Tensor, tokens: Sequence[int]) -> Tensor:
+    """Fields that do not change in time [B, X.., C] as the numbers of each token's patch: [B, L, Q]."""
+    return to_patches(fields, tokens).flatten(2).transpose(1, 2).contiguous()
+
+
 class Convolution(nn.Module):
     """Three points wide along every axis, [B, C, X..] -> [B, C', X..]."""
 

@@ -54,6 +54,26 @@ def conditioning_facts(parameters: Tensor, time_step: float) -> dict:
     return {"log": log.double().tolist(), "mean": values.mean(dim=0).tolist(), "std": std.tolist()}
 
 
+class Surroundings(nn.Module):
+    """Patches of the fields that do not change in time (a force) [B, L, Q] to what they add to each token."""
+
+    def __init__(self, facts: dict, width: int):
+        super().__init__()
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(facts[name]), persistent=False)
+        self.layer = nn.Linear(len(facts["mean"]), width)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return self.layer((patches - self.mean) / self.std)
+
+
+def static_facts(patches: Tensor) -> dict:
+    """Mean and spread of every number of the patches [S, L, Q] of static fields."""
+    flat = patches.double().flatten(0, 1)
+    std = flat.std(dim=0, correction=0)
+    return {"mean": flat.mean(dim=0).tolist(), "std": torch.where(std > 0, std, torch.ones_like(std)).tolist()}
+
+
 def rotary_angles(token_grid: Sequence[int], periodic: Sequence[bool], pairs: int) -> Tensor:
     """Angles [L, pairs] of the rotary positions; the pairs are dealt out over the axes.
 
@@ -129,6 +149,7 @@ class LatentOperator(nn.Module):
         latent = config["latent_dim"]
         self.condition = Conditioning(config, width)
         self.inward = nn.Linear(self.history * latent, width)
+        self.surroundings = Surroundings(config["static_fields"], width) if config.get("static_fields") else None
         self.blocks = nn.ModuleList(Block(width, heads, grid, periodic) for _ in range(config["depth"]))
         self.norm = nn.LayerNorm(width)
         self.outward = nn.Linear(width, self.bundle * latent)
@@ -140,27 +161,41 @@ class LatentOperator(nn.Module):
         nn.init.zeros_(self.outward.weight)  # an untrained operator predicts persistence
         nn.init.zeros_(self.outward.bias)
 
-    def forward(self, history: Tensor, parameters: Tensor, time_step: Tensor) -> Tensor:
-        """[B, H, L, D], [B, P], [B] to [B, K, L, D].
+    def forward(
+        self, history: Tensor, parameters: Tensor, time_step: Tensor, static_fields: Tensor | None = None
+    ) -> Tensor:
+        """[B, H, L, D], [B, P], [B] and, where the data have static fields, their patches [B, L, Q] to [B, K, L, D].
 
         Time-dependent problems predict the change since the last frame.
         """
+        if (static_fields is None) != (self.surroundings is None):
+            raise ValueError("static fields are given to an operator if and only if it was trained with them")
+        condition = self.condition(parameters, time_step)
+        x = self.inward(history.transpose(1, 2).flatten(2))  # B H L D -> B L (H D)
+        if self.place is not None:
+            x = x + self.place
+        if self.surroundings is not None:
+            x = x + self.surroundings(static_fields)
+        # What the blocks add to, and the ways in and out, stay float32: bfloat16 has three digits, rollouts need more.
         with torch.autocast(history.device.type, torch.bfloat16, enabled=history.device.type == "cuda"):
-            condition = self.condition(parameters, time_step)
-            x = self.inward(history.transpose(1, 2).flatten(2))  # B H L D -> B L (H D)
-            if self.place is not None:
-                x = x + self.place
             for block in self.blocks:
                 x = block(x, condition, self.cos, self.sin)
-            change = self.outward(self.norm(x)).float()
+        change = self.outward(self.norm(x))
         change = change.unflatten(-1, (self.bundle, -1)).transpose(1, 2)  # B L (K D) -> B K L D
         return change if self.static else history[:, -1:] + change
 
-    def rollout(self, history: Tensor, parameters: Tensor, time_step: Tensor, steps: int) -> Tensor:
+    def rollout(
+        self,
+        history: Tensor,
+        parameters: Tensor,
+        time_step: Tensor,
+        steps: int,
+        static_fields: Tensor | None = None,
+    ) -> Tensor:
         """The next `steps` frames [B, steps, L, D], fed back call after call."""
         frames, made = [], 0
         while made < steps:
-            frames.append(self(history, parameters, time_step))
+            frames.append(self(history, parameters, time_step, static_fields))
             history = torch.cat([history, frames[-1]], dim=1)[:, -self.history :]
             made += self.bundle
         return torch.cat(frames, dim=1)[:, :steps]

@@ -5,7 +5,8 @@ A folder <task>_<split>:
     latents-00000.safetensors   a tensor a role, [samples of the shard, T, L, D], in the cache's dtype
     samples.safetensors         parameters float64 [S, P], times float64 [T]; for points also topology int64 [S] and,
                                 of each of the K topologies, coords [K, N, d], mask [K, N] and (meshes) boundary [K, N];
-                                particles have one: a regular grid of points to decode at
+                                particles have one: a regular grid of points to decode at; for grids with fields
+                                that do not change in time also static float32 [S, L, Q], the patch of each token
 Every file's size and SHA-256 stand in the manifest: a file is checked before the first number of it is used.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -27,7 +29,7 @@ from ups_data import files
 from ups_data.errors import UpsDataError
 from ups_data.manifest import content_key
 
-FORMAT, VERSION = "ups-data/latents", 1
+FORMAT, VERSION = "ups-data/latents", 2
 MANIFEST, SAMPLES = "manifest.json", "samples.safetensors"
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -247,9 +249,13 @@ class LatentCache:
         shard = bisect_right(self._starts, sample) - 1
         return self._shard(shard).get_slice(role)[sample - self._starts[shard], start:stop].float()
 
-    def load(self, role: str) -> Tensor:
-        """All latents of a role: float32 [S, T, L, D]."""
-        return torch.cat([self._shard(k).get_tensor(role).float() for k in range(len(self._starts))])
+    def load(self, role: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """All latents of a role: [S, T, L, D]."""
+        latents = torch.empty(self.samples, self.frames, prod(self.token_grid), self.latent_dim, dtype=dtype)
+        for shard, start in enumerate(self._starts):
+            rows = self._shard(shard).get_tensor(role)
+            latents[start : start + len(rows)] = rows
+        return latents
 
     def geometry(self, samples: Sequence[int], device: torch.device | str = "cpu") -> dict[str, Tensor] | None:
         """Where the fields of samples can be decoded: coords [B, N, d], mask [B, N], boundary [B, N]; None on grids.
@@ -261,6 +267,10 @@ class LatentCache:
         topology = self._arrays["topology"][torch.as_tensor(samples)]
         names = [name for name in ("coords", "mask", "boundary") if name in self._arrays]
         return {name: self._arrays[name][topology].to(device) for name in names}
+
+    def static_fields(self, samples: Sequence[int], device: torch.device | str = "cpu") -> Tensor | None:
+        """Patches of the fields that do not change in time, float32 [B, L, Q]; None where there are none."""
+        return self._arrays["static"][torch.as_tensor(samples)].to(device) if "static" in self._arrays else None
 
     def _shard(self, index: int) -> safe_open:
         if index not in self._open:

@@ -114,7 +114,7 @@ def train_autoencoder(
         model.start(role, held[role]["grid"][:FITTED])
     turning = [] if model.points else [axis for axis, wraps in enumerate(config["periodic"], start=1) if wraps]
 
-    def draw(role: str, generator: torch.Generator) -> Prepared:
+    def draw_role(role: str, generator: torch.Generator) -> Prepared:
         rows = torch.randint(len(held[role]["grid"]), (knobs.batch,), generator=generator).to(device)
         batch = {name: tensor[rows] for name, tensor in held[role].items()}
         if turning:  # any shift of a periodic field is as likely as itself, not only one by whole patches
@@ -122,17 +122,25 @@ def train_autoencoder(
             batch["grid"] = batch["grid"].roll(shifts, turning)
         return batch
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> dict[str, Tensor]:
         generator = step_generator(knobs.seed, step)
-        return sum(error(model, draw(role, generator), role) for role in model.roles)
+        drawn = {role: draw_role(role, generator) for role in model.roles}
+        return {f"{role}.{name}": tensor for role, batch in drawn.items() for name, tensor in batch.items()}
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        return sum(error(model, _under(role, batch), role) for role in model.roles)
 
     def validate() -> float:
         return sum(error(model, judged[role], role).item() for role in model.roles)
 
-    curve = fit(model, loss, validate, knobs, state=state, key=key, label=f"{task} autoencoder")
+    curve = fit(model, draw, loss, validate, knobs, state=state, key=key, label=f"{task} autoencoder")
     for role in model.roles:
         model.standardise(role, held[role]["grid"])
     return model, curve
+
+
+def _under(role: str, batch: dict[str, Tensor]) -> Prepared:
+    return {name.partition(".")[2]: tensor for name, tensor in batch.items() if name.startswith(f"{role}.")}
 
 
 @torch.no_grad()

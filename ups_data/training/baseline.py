@@ -27,13 +27,15 @@ HELD = 1 << 30  # bytes of trajectories kept in memory while drawing windows fro
 JUDGED = 8  # validation trajectories (of every mesh, if meshes) looked at in each check
 HORIZON = 4  # validation rolls out this many times the frames of the training unroll
 CHECKS = 10  # validations in a training
+MESH = ("coords", "edges", "boundary")  # a mesh as MeshNet takes it
 
 
 class Problem(NamedTuple):
-    """What `train_baseline` needs of a kind of data: the network, and its loss on a batch of either split."""
+    """What `train_baseline` needs of a kind of data: the network, batches of train, its loss on a batch, and on val."""
 
     model: nn.Module
-    loss: Callable[[torch.Generator], Tensor]
+    draw: Callable[[torch.Generator], dict[str, Tensor]]
+    loss: Callable[[dict[str, Tensor]], Tensor]
     validate: Callable[[], Tensor]
 
 
@@ -59,13 +61,15 @@ def train_baseline(
     )
     curve = fit(
         problem.model,
-        lambda step: problem.loss(step_generator(knobs.seed, step)),
+        lambda step: problem.draw(step_generator(knobs.seed, step)),
+        problem.loss,
         lambda: problem.validate().item(),
         knobs,
         state=state,
         key=key,
         label=label,
         checks=CHECKS,
+        whole=MESH if kind == "mesh" else (),
     )
     return problem.model, curve
 
@@ -80,6 +84,12 @@ def grid_window(reader: GridReader, view: View, sample: int, start: int, frames:
     return reader.data[(sample, times, *(slice(None, None, view.space_stride),) * axes)]
 
 
+def static_fields(reader: GridReader, view: View, samples: list[int]) -> np.ndarray:
+    """The fields of samples that do not change in time, at the points of the view: float32 [B, X.., C']."""
+    every = (slice(None, None, view.space_stride),) * (len(reader.shape) - 3)
+    return reader.static[samples][(slice(None), *every)]
+
+
 def viewed_frames(frames: int, view: View) -> int:
     """How many frames the view leaves."""
     return (frames - 1) // view.time_stride + 1
@@ -92,27 +102,34 @@ def grid_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
     frames = viewed_frames(reader.shape[1], view)
     unroll = _fits(knobs.unroll * knobs.bundle, frames)
     time_step = float(reader.time[view.time_stride] - reader.time[0])
-    mean, std = _normaliser(reader.manifest, reader.channels)
+    mean, std = _normaliser(reader.manifest, reader.channels + reader.static_channels)
     config = _config("grid", knobs, reader.parameters, time_step, mean, std)
     config |= {"channels": len(reader.channels), "periodic": reader.manifest["periodic"], "bundle": knobs.bundle}
     model = NETWORKS["grid"](config).to(device)
-    mean_square = torch.tensor(np.square(mean) + np.square(std), dtype=torch.float32, device=device)
+    squares = (np.square(mean) + np.square(std))[: len(reader.channels)]
+    mean_square = torch.tensor(squares, dtype=torch.float32, device=device)
 
-    def error(split: str, samples: list[int], starts: list[int], steps: int) -> Tensor:
+    def batch(split: str, samples: list[int], starts: list[int], steps: int) -> dict[str, Tensor]:
         source = readers[split]
         windows = [grid_window(source, view, s, t, steps + 1) for s, t in zip(samples, starts, strict=True)]
-        fields = torch.from_numpy(np.stack(windows)).to(device)
-        parameters = torch.from_numpy(source.parameters[samples]).to(device)
-        steps_long = torch.full((len(samples),), time_step, device=device)
-        made = model.rollout(fields[:, 0], parameters, steps_long, steps)
+        return {
+            "fields": torch.from_numpy(np.stack(windows)).to(device),
+            "parameters": torch.from_numpy(source.parameters[samples]).to(device),
+            "static": torch.from_numpy(static_fields(source, view, samples)).to(device),
+        }
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        fields = batch["fields"]
+        dt = torch.full((len(fields),), time_step, device=device)
+        made = model.rollout(fields[:, 0], batch["parameters"], dt, fields.shape[1] - 1, batch["static"])
         return relative_error(made, fields[:, 1:], None, mean_square)
 
-    def loss(generator: torch.Generator) -> Tensor:
-        return error("train", *draw(generator, knobs.batch, len(reader), frames - unroll), unroll)
+    def draw_batch(generator: torch.Generator) -> dict[str, Tensor]:
+        return batch("train", *draw(generator, knobs.batch, len(reader), frames - unroll), unroll)
 
     judged = evenly(len(readers["val"]), JUDGED)
     horizon = min(HORIZON * unroll, frames - 1)
-    return Problem(model, loss, lambda: error("val", judged, [0] * len(judged), horizon))
+    return Problem(model, draw_batch, loss, lambda: loss(batch("val", judged, [0] * len(judged), horizon)))
 
 
 # --- meshes --------------------------------------------------------------------------------------
@@ -138,19 +155,20 @@ def mesh_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
         split: [np.flatnonzero(s.topology_of == k) for k in np.unique(s.topology_of)] for split, s in stores.items()
     }
 
-    def error(split: str, samples: list[int]) -> Tensor:
-        fields, mesh, parameters = meshes[split].batch(samples)
-        prediction = model(fields[..., config["inputs"]], *mesh, parameters)
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        fields = batch["fields"]
+        prediction = model(fields[..., config["inputs"]], *(batch[name] for name in MESH), batch["parameters"])
         return relative_error(prediction[:, None], fields[:, None][..., targets], None, mean_square)
 
-    def loss(generator: torch.Generator) -> Tensor:
+    def draw_batch(generator: torch.Generator) -> dict[str, Tensor]:
         own = members["train"][int(torch.randint(len(members["train"]), (1,), generator=generator))]
-        return error("train", own[torch.randint(len(own), (knobs.batch,), generator=generator).numpy()].tolist())
+        rows = torch.randint(len(own), (knobs.batch,), generator=generator).numpy()
+        return meshes["train"].batch(own[rows].tolist())
 
     def validate() -> Tensor:
-        return torch.stack([error("val", own[:JUDGED].tolist()) for own in members["val"]]).mean()
+        return torch.stack([loss(meshes["val"].batch(own[:JUDGED].tolist())) for own in members["val"]]).mean()
 
-    return Problem(model, loss, validate)
+    return Problem(model, draw_batch, loss, validate)
 
 
 class MeshTensors:
@@ -175,11 +193,13 @@ class MeshTensors:
         coords, edges, _ = self.mesh(index)
         return (coords[edges[:, 0]] - coords[edges[:, 1]]).norm(dim=1).mean().item()
 
-    def batch(self, samples: list[int]) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Fields [B, N, C], the mesh and the parameters [B, P] of samples that live on one mesh."""
-        fields = torch.from_numpy(np.stack([self.fields(s) for s in samples])).to(self.device)
-        parameters = torch.from_numpy(self.store.parameters[samples]).to(self.device)
-        return fields, self.mesh(int(self.store.topology_of[samples[0]])), parameters
+    def batch(self, samples: list[int]) -> dict[str, Tensor]:
+        """Fields [B, N, C], parameters [B, P] and the mesh of samples that live on one."""
+        return {
+            "fields": torch.from_numpy(np.stack([self.fields(s) for s in samples])).to(self.device),
+            "parameters": torch.from_numpy(self.store.parameters[samples]).to(self.device),
+            **dict(zip(MESH, self.mesh(int(self.store.topology_of[samples[0]])), strict=True)),
+        }
 
 
 # --- particles -----------------------------------------------------------------------------------
@@ -206,23 +226,28 @@ def particle_problem(train: Path, val: Path, knobs: Baseline, view: View, device
         names = ("positions", "velocities")
         return tuple(stores[split].trajectory(name, sample)[:: view.time_stride] for name in names)
 
-    def error(split: str, samples: list[int], starts: list[int], steps: int) -> Tensor:
+    def batch(split: str, samples: list[int], starts: list[int], steps: int) -> dict[str, Tensor]:
         windows = [[a[t : t + steps + 2] for a in trajectory(split, s)] for s, t in zip(samples, starts, strict=True)]
         count = min(len(positions[0]) for positions, _ in windows)  # trajectories may differ in particles
         positions, velocities = (
             torch.from_numpy(np.stack([window[which][:, :count] for window in windows])).to(device) for which in (0, 1)
         )
         parameters = torch.from_numpy(stores[split].parameters[samples]).to(device)
-        dt = torch.full((len(samples),), time_step, device=device)
-        _, made = model.rollout(positions[:, :2], velocities[:, :2], box, parameters, dt, steps)
+        return {"positions": positions, "velocities": velocities, "parameters": parameters}
+
+    def loss(batch: dict[str, Tensor]) -> Tensor:
+        positions, velocities = batch["positions"], batch["velocities"]
+        dt = torch.full((len(positions),), time_step, device=device)
+        steps = positions.shape[1] - 2
+        _, made = model.rollout(positions[:, :2], velocities[:, :2], box, batch["parameters"], dt, steps)
         return relative_error(made, velocities[:, 2:], None, mean_square)
 
-    def loss(generator: torch.Generator) -> Tensor:
-        return error("train", *draw(generator, knobs.batch, len(store), frames - 1 - unroll), unroll)
+    def draw_batch(generator: torch.Generator) -> dict[str, Tensor]:
+        return batch("train", *draw(generator, knobs.batch, len(store), frames - 1 - unroll), unroll)
 
     judged = evenly(len(stores["val"]), JUDGED)
     horizon = min(HORIZON * unroll, frames - 2)
-    return Problem(model, loss, lambda: error("val", judged, [0] * len(judged), horizon))
+    return Problem(model, draw_batch, loss, lambda: loss(batch("val", judged, [0] * len(judged), horizon)))
 
 
 # --- shared --------------------------------------------------------------------------------------

@@ -1,4 +1,8 @@
-"""Encoding a split into a latent cache: frames of many trajectories at once, read ahead, written in one stream."""
+"""Encoding a split into a latent cache: frames of many trajectories at once, read ahead, written in one stream.
+
+Under `torchrun` the ranks take the blocks of frames in turn, and rank 0 writes what all of them encode. A block is what
+is encoded at once however many ranks there are, so the bytes do not depend on their number.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,25 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ups_data import console
 from ups_data.errors import UpsDataError
 from ups_data.models.autoencoder import Autoencoder, Frame, refuse_untrained
+from ups_data.models.grid_autoencoder import static_patches
 from ups_data.params import Autoencoder as Knobs
 from ups_data.params import Latents, View
 from ups_data.stores.latents import DTYPES, write_cache
+from ups_data.training import ranks
 from ups_data.training.frames import Frames, frame_errors, spread
 
 JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
+IN_FLIGHT = 2  # blocks of latents on their way to rank 0 while a rank encodes the next one
 
 
 def constituents(autoencoder: Autoencoder, frames: Frames, dtype: str) -> dict[str, str]:
@@ -56,33 +65,30 @@ def cache_split(
     workers: int = 1,
     pin_memory: bool = False,
     label: str = "latents",
-) -> dict:
-    """Encode all frames of a split into `folder`; returns the cache's manifest.
+) -> dict | None:
+    """Encode all frames of a split into `folder`; returns the cache's manifest, on ranks other than 0 None.
 
     `workers` threads read ahead, 0 reads in turn; the bytes do not depend on it. Raises UpsDataError for an untrained
     autoencoder.
     """
     config = autoencoder.config
     refuse_untrained(config, label)
-    roles = list(autoencoder.roles)
-    judged = spread(len(frames), JUDGED)
-    errors: dict[str, list[Tensor]] = {role: [] for role in roles}
-    dtype = DTYPES[knobs.dtype]
+    blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / knobs.batch))
+    pin = pin_memory and device.type == "cuda"
+    own = read_ahead(frames, blocks[ranks.rank() :: ranks.world()], list(autoencoder.roles), workers, pin)
+    encoded = (_encode(autoencoder, frames, index, batch, DTYPES[knobs.dtype], device) for index, batch in own)
+    if ranks.rank():
+        with torch.inference_mode():
+            _send(encoded)
+        return None
+    errors: dict[str, list[Tensor]] = {role: [] for role in autoencoder.roles}
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / knobs.batch))
         with console.progress(label, len(frames), "frame") as bar, torch.inference_mode():
-            for index, batch in read_ahead(frames, blocks, roles, workers, pin_memory and device.type == "cuda"):
-                encoded = {}
-                for role, frame in batch.items():
-                    frame = {name: tensor.to(device, non_blocking=True) for name, tensor in frame.items()}
-                    encoded[role] = autoencoder.encode(frame, role).to(dtype)
-                    chosen = torch.from_numpy(np.isin(index, judged)).to(device)
-                    if chosen.any():
-                        truth = {name: tensor[chosen] for name, tensor in frame.items()}
-                        decoded = autoencoder.decode(encoded[role][chosen].float(), truth, role)
-                        errors[role].append(frame_errors(decoded, truth, autoencoder.mean_square(role)).cpu())
-                yield encoded
+            for index, block in zip(blocks, _gather(encoded, autoencoder, frames, blocks, knobs), strict=True):
+                for role, found in block.errors.items():
+                    errors[role].append(found)
+                yield block.latents
                 bar.advance(len(index))
 
     def finish() -> dict:
@@ -100,7 +106,7 @@ def cache_split(
             "token_grid": config["token_grid"],
             "parameter_names": frames.reader.parameter_names,
             "view": config["view"],
-            "data_bytes": 4 * sum(frames.values(role) for role in roles),
+            "data_bytes": 4 * sum(frames.values(role) for role in autoencoder.roles),
         },
         arrays={
             "parameters": torch.from_numpy(frames.parameters),
@@ -108,12 +114,91 @@ def cache_split(
             **places(autoencoder, frames),
         },
         shape=(frames.samples, frames.frames, math.prod(config["token_grid"]), config["latent_dim"]),
-        roles=roles,
+        roles=list(autoencoder.roles),
         dtype=knobs.dtype,
         shard_bytes=knobs.shard_mb << 20,
         batches=batches(),
         finish=finish,
     )
+
+
+class Encoded(NamedTuple):
+    """A block of frames, role by role: latents [b, L, D], and the errors float64 [j, C] of those that are judged."""
+
+    latents: dict[str, Tensor]
+    errors: dict[str, Tensor]
+
+
+def _judged(frames: Frames, index: np.ndarray) -> np.ndarray:
+    """Which frames of a block are decoded again: bool [b]."""
+    return np.isin(index, spread(len(frames), JUDGED))
+
+
+def _encode(
+    autoencoder: Autoencoder,
+    frames: Frames,
+    index: np.ndarray,
+    batch: dict[str, Frame],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Encoded:
+    """Encode one block, and judge it."""
+    latents, errors = {}, {}
+    chosen = torch.from_numpy(_judged(frames, index)).to(device)
+    for role, frame in batch.items():
+        frame = {name: tensor.to(device, non_blocking=True) for name, tensor in frame.items()}
+        latents[role] = autoencoder.encode(frame, role).to(dtype)
+        errors[role] = torch.empty(0, len(autoencoder.roles[role]), dtype=torch.float64)
+        if chosen.any():
+            truth = {name: tensor[chosen] for name, tensor in frame.items()}
+            decoded = autoencoder.decode(latents[role][chosen].float(), truth, role)
+            errors[role] = frame_errors(decoded, truth, autoencoder.mean_square(role)).cpu()
+    return Encoded(latents, errors)
+
+
+def _send(blocks: Iterator[Encoded]) -> None:
+    """Send a rank's blocks to rank 0; the next one is encoded while the last ones are on their way."""
+    sent: deque[list[dist.Work]] = deque()
+    for block in blocks:
+        tensors = [*block.latents.values(), *block.errors.values()]
+        # As bytes: gloo does not know every number format.
+        sent.append([dist.isend(_bytes(tensor.cpu()), dst=0) for tensor in tensors if tensor.numel()])
+        while len(sent) > IN_FLIGHT:
+            _wait(sent.popleft())
+    while sent:
+        _wait(sent.popleft())
+
+
+def _wait(sent: list[dist.Work]) -> None:
+    for work in sent:
+        work.wait()
+
+
+def _gather(
+    own: Iterator[Encoded], autoencoder: Autoencoder, frames: Frames, blocks: list[np.ndarray], knobs: Latents
+) -> Iterator[Encoded]:
+    """All blocks in order on rank 0: its own, and what the others send."""
+    config = autoencoder.config
+    token = math.prod(config["token_grid"]), config["latent_dim"]
+    for number, index in enumerate(blocks):
+        source = number % ranks.world()
+        if source == 0:
+            yield next(own)
+            continue
+        judged = int(_judged(frames, index).sum())
+        block = Encoded(
+            {role: torch.empty(len(index), *token, dtype=DTYPES[knobs.dtype]) for role in autoencoder.roles},
+            {role: torch.empty(judged, len(n), dtype=torch.float64) for role, n in autoencoder.roles.items()},
+        )
+        for tensor in (*block.latents.values(), *block.errors.values()):
+            if tensor.numel():
+                dist.recv(_bytes(tensor), src=source)
+        yield block
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The memory of a tensor as one row of bytes."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
 
 
 def read_ahead(
@@ -144,10 +229,11 @@ def read_ahead(
 
 
 def places(autoencoder: Autoencoder, frames: Frames) -> dict[str, Tensor]:
-    """What a reader of the cache needs to decode without the data: see stores/latents.py. Nothing on grids."""
+    """What a reader of the cache needs beside latents, to decode or predict: see stores/latents.py."""
     config = autoencoder.config
     if config["kind"] == "grid":
-        return {}
+        static = frames.static_fields()
+        return {} if static is None else {"static": static_patches(static, config["token_grid"])}
     if config["kind"] == "mesh":
         arrays = {name: getattr(frames, name) for name in ("coords", "mask", "boundary")}
         return {name: torch.from_numpy(a) for name, a in arrays.items()} | {

@@ -40,6 +40,10 @@ class Frames:
     def __len__(self) -> int:
         return self.samples * self.frames
 
+    def static_fields(self) -> Tensor | None:
+        """The fields of every sample that do not change in time, float32 [S, X.., C']; None where there are none."""
+        return None
+
     def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sample and raw frame of every frame number."""
         sample, frame = np.divmod(index, self.frames)
@@ -64,6 +68,13 @@ class GridFrames(Frames):
         self._view = reader.data[(slice(None), slice(None), *[every] * axes)]
         self.resolution = list(self._view.shape[2:-1])
         self._columns = {r: [reader.channels.index(n) for n in names] for r, names in self.roles.items()}
+
+    def static_fields(self) -> Tensor | None:
+        """At the points of the view."""
+        if not self.reader.static_channels:
+            return None
+        every = (slice(None, None, self.view.space_stride),) * len(self.resolution)
+        return torch.from_numpy(np.array(self.reader.static[(slice(None), *every)]))
 
     def read(self, index: np.ndarray, role: str) -> Frame:
         """The role's channels of those frames."""

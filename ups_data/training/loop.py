@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ups_data import console, files
 from ups_data.errors import UpsDataError
 from ups_data.params import Optimiser
+from ups_data.training import ranks
+from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper, uncompiled
 
 WARM_UP = 0.05  # share of the steps over which the learning rate rises
-CLIP = 1.0  # gradient norm: keeps an unrolled loss from throwing the weights away
-WEIGHT_DECAY = 1e-5
 SAVE_EVERY = 30.0  # seconds between saved states; the curve does not depend on it
 CURVE = ("step", "train_loss", "val_loss", "learning_rate")
 
@@ -43,7 +43,8 @@ def learning_rate(step: int, knobs: Optimiser) -> float:
 
 def fit(
     model: nn.Module,
-    loss: Callable[[int], Tensor],
+    draw: Callable[[int], Batch],
+    loss: Callable[[Batch], Tensor],
     validate: Callable[[], float],
     knobs: Optimiser,
     *,
@@ -51,46 +52,47 @@ def fit(
     key: str,
     label: str,
     checks: int = 20,
+    whole: Collection[str] = (),
 ) -> list[tuple[int, float, float, float]]:
     """Train `model` in place and leave its best weights in it.
 
-    `loss(step)` draws the batch of that step and returns a scalar; `validate()` is called `checks` times and
-    the weights with the lowest value are kept. `state` is a folder for resuming: it is used when its key is
-    `key`, replaced when not, and removed by the caller when the outputs are published. Returns the learning
-    curve: rows of CURVE. Raises UpsDataError when the loss is not finite.
+    `draw(step)` gives the batch of that step, `loss(batch)` a scalar that depends on the batch's tensors and the
+    weights alone (a GPU records the step: see training/steps.py); `validate()` is called `checks` times and the
+    weights with the lowest value are kept. `state` is a folder for resuming: it is used when its key is `key`,
+    replaced when not, and removed by the caller when the outputs are published. Returns the learning curve: rows of
+    CURVE. Raises UpsDataError when the loss is not finite.
+
+    Under torchrun every rank draws the same batch and trains on its share of it; `whole` names the tensors of a batch
+    that all ranks need, because their rows are no samples. Rank 0 saves the state.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=knobs.learning_rate, weight_decay=WEIGHT_DECAY)
+    device = next(model.parameters()).device
+    optimiser = make_optimiser(model, device)
     step, curve, best = _resume(model, optimiser, state, key, label)
     every = max(1, knobs.steps // checks)
     losses: list[Tensor] = []
+    advance = stepper(model, optimiser, loss, device)
     saved = time.monotonic()
     with console.progress(label, knobs.steps, "step") as bar:
         bar.advance(step)
         while step < knobs.steps:
             rate = learning_rate(step, knobs)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
+            set_rate(optimiser, rate)
             model.train()
-            value = loss(step)
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimiser.step()
-            losses.append(value.detach())
+            losses.append(advance(ranks.own(draw(step), whole)))
             step += 1
             bar.advance(1, f"loss {curve[-1][1]:.3g}" if curve else "")
             if step % every == 0 or step == knobs.steps:
-                mean = torch.stack(losses).mean().item()
+                mean = ranks.average(torch.stack(losses).mean()).item()
                 losses.clear()
                 if not math.isfinite(mean):
                     raise UpsDataError(f"{label}: the loss is {mean} at step {step}; lower the learning_rate")
                 model.eval()
-                with torch.no_grad():
+                with torch.no_grad(), uncompiled(device):
                     value = float(validate())
                 curve.append((step, mean, value, rate))
                 if value <= min(row[2] for row in curve) or not best:
                     best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-                if time.monotonic() - saved > SAVE_EVERY:
+                if time.monotonic() - saved > SAVE_EVERY and ranks.rank() == 0:
                     _save(model, optimiser, best, state, key, step, curve)
                     saved = time.monotonic()
     model.load_state_dict(best)

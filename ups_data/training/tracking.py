@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ups_data import console, files, registry
 from ups_data.mirror.client import MirrorError, client, mode, place, run_settings, sentences
 from ups_data.params import Params
+from ups_data.training import ranks
 
 if TYPE_CHECKING:
     import wandb
@@ -115,7 +116,9 @@ def curve(header: Sequence[str], rows: Sequence[Sequence[float]]) -> None:
 
 
 def _start(params: Params, task: str, job: str, config: Mapping[str, Any]) -> wandb.Run | None:
-    """A run, offline where W&B does not answer; None where it is off."""
+    """A run, offline where W&B does not answer; None where it is off, and on all ranks but the first."""
+    if ranks.rank():
+        return None
     about = {"job_type": job, "group": task, "name": f"{task} {job}", "config": dict(config)}
     for state in {"online": ("online", "offline"), "offline": ("offline",)}.get(mode(), ()):
         try:

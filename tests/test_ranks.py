@@ -1,0 +1,73 @@
+"""Two processes under torchrun do what one does: the same caches to the byte, the same training to rounding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ups_data.files import checksum, read_json
+from ups_data.models.autoencoder import save_autoencoder
+from ups_data.models.checkpoint import load_model
+from ups_data.training import ranks
+
+from .small_data import CPU, TASKS, WRITERS, trained
+from .two_ranks import work
+
+MODELS = ("autoencoder", "operator", "baseline")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """The outputs of one process and of two."""
+    root = tmp_path_factory.mktemp("ranks")
+    for kind in ("grid", "mesh"):
+        WRITERS[kind](root)
+        model, curve = trained(root, kind, steps=5)
+        save_autoencoder(root / "models" / TASKS[kind] / "autoencoder.safetensors", model, curve[-1][0])
+    work(root, root / "one", CPU)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.two_ranks"]
+    subprocess.run(
+        [sys.executable, *command, str(root), str(root / "two")],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+        capture_output=True,
+    )
+    return root / "one", root / "two"
+
+
+@pytest.mark.slow
+def test_two_ranks_write_the_cache_of_one_to_the_byte(places):
+    one, two = ({p.relative_to(place): checksum(p) for p in place.rglob("cache/*/*")} for place in places)
+    assert len(one) == 12
+    assert two == one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_shared_by_two_ranks_trains_the_same_weights(places, model):
+    (one, _), (two, _) = (load_model(place / f"{model}.safetensors") for place in places)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.slow
+def test_two_ranks_report_the_curve_of_one(places):
+    one, two = (read_json(place / "curves.json") for place in places)
+    for model in MODELS:
+        assert len(one[model]) == len(two[model])
+        for row, other in zip(one[model], two[model], strict=True):
+            assert other == pytest.approx(row, rel=1e-3)
+
+
+def test_one_process_is_rank_0_of_1():
+    assert (ranks.rank(), ranks.world()) == (0, 1)
+    assert ranks.share(6) == slice(0, 6)
+    assert ranks.decided(False) is False

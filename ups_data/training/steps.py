@@ -1,0 +1,125 @@
+"""One training step: the loss of a batch, its gradients, an update of the weights.
+
+On the CPU it runs as it is written. On a GPU the networks of these sizes are bound by kernel launches, not by
+arithmetic, so the step is recorded once as a CUDA graph for every shape of batch and then replayed; the host only
+draws batches, ahead of the device, and never waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ups_data.training import ranks
+
+Batch = dict[str, Tensor]
+CLIP = 1.0  # gradient norm: keeps an unrolled loss from throwing the weights away
+WEIGHT_DECAY = 1e-5
+WARM_UP = 3  # steps before a recording: libraries choose their algorithms and compilers compile in them
+
+
+def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    """AdamW; on a GPU in one kernel, its learning rate a tensor there that a recorded step reads."""
+    if device.type != "cuda":
+        return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=WEIGHT_DECAY)
+    rate = torch.zeros((), device=device)
+    real = all(parameter.is_floating_point() for parameter in model.parameters())  # complex ones cannot be fused
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=real, capturable=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate, in place where it is a tensor."""
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> None:
+    """Compile modules in place on a GPU; equal modules (the blocks of a network) are compiled once."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        for part in parts:
+            part.compile(dynamic=False)
+
+
+@contextmanager
+def uncompiled(device: torch.device) -> Iterator[None]:
+    """Run compiled modules as they are written: to compile them for the shapes of validation takes longer than it."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def stepper(
+    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Callable[[Batch], Tensor], device: torch.device
+) -> Callable[[Batch], Tensor]:
+    """The function that trains `model` on a batch and returns its loss, detached."""
+    step = plain_step(model, optimiser, loss)
+    # Several ranks exchange gradients in every step: that is not recorded.
+    return Recorded(model, optimiser, step) if device.type == "cuda" and ranks.world() == 1 else step
+
+
+def plain_step(
+    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Callable[[Batch], Tensor]
+) -> Callable[[Batch], Tensor]:
+    """A training step as it is written, on any device."""
+
+    def step(batch: Batch) -> Tensor:
+        value = loss(batch)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        ranks.average_gradients(model)
+        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimiser.step()
+        return value.detach()
+
+    return step
+
+
+class Recorded:
+    """A training step as CUDA graphs, one a shape of batch; `loss` must be a function of the batch's tensors alone."""
+
+    def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, step: Callable[[Batch], Tensor]):
+        self.model, self.optimiser, self.step = model, optimiser, step
+        self.pool = torch.cuda.graph_pool_handle()  # recordings share their memory: one is replayed at a time
+        self.recordings: dict[tuple, tuple[Batch, Tensor, torch.cuda.CUDAGraph]] = {}
+
+    def __call__(self, batch: Batch) -> Tensor:
+        shape = tuple((name, tuple(tensor.shape)) for name, tensor in batch.items())
+        if shape not in self.recordings:
+            self.recordings[shape] = self._record(batch)
+        inputs, value, graph = self.recordings[shape]
+        for name, tensor in batch.items():
+            inputs[name].copy_(tensor)
+        graph.replay()
+        return value.clone()
+
+    def _record(self, batch: Batch) -> tuple[Batch, Tensor, torch.cuda.CUDAGraph]:
+        """Warm up and record on copies; weights and moments are afterwards what they were before."""
+        inputs = {name: tensor.clone() for name, tensor in batch.items()}
+        weights = [tensor.clone() for tensor in self.model.state_dict().values()]
+        moments = {p: {k: v.clone() for k, v in state.items()} for p, state in self.optimiser.state.items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self.step(inputs)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimiser.zero_grad(set_to_none=True)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            value = self.step(inputs)
+        with torch.no_grad():
+            for tensor, kept in zip(self.model.state_dict().values(), weights, strict=True):
+                tensor.copy_(kept)
+            for parameter, state in self.optimiser.state.items():
+                for name, tensor in state.items():
+                    tensor.copy_(moments[parameter][name]) if parameter in moments else tensor.zero_()
+        return inputs, value, graph
