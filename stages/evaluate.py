@@ -1,7 +1,15 @@
 """Evaluate a task on its test split: roll out, decode, compare with truth, the baseline, and doing nothing.
 
-Writes reports/<task>/metrics.json (flat, the same keys for every task), details.json (protocol, definitions, errors by
-channel and parameter), error_per_step.csv and rollout.png.
+Writes into reports/<task>/:
+    metrics.json         flat, the same keys for every task
+    details.json         protocol, definitions, errors by channel and parameter
+    error_per_step.csv   nRMSE of every predictor against time
+    spectrum.csv, .png   truth and errors against wavenumber: mean squares in shells floor(|k|), in units of the
+                         variance over train, mean over samples, steps and channels
+    rollout.png, .gif    a few trajectories, still and moving
+    rollouts.npz         the same as numbers: see ups_data/evaluation/record.py
+and, into reports/leaderboard/<task>.csv, nRMSE of every predictor under every protocol (knobs evaluate.given and
+points), of all test trajectories and by parameter, with 95 % intervals; `stages.leaderboard` merges these.
 
     python -m stages.evaluate burgers1d
 """
@@ -52,7 +60,8 @@ def evaluate(args: argparse.Namespace) -> str:
     return (
         f"{args.task}: nRMSE {metrics['nrmse']:.3g} over {metrics['samples']} test trajectories "
         f"({reference} {metrics[f'nrmse_{reference}']:.3g}, baseline {metrics['nrmse_baseline']:.3g}, "
-        f"round trip {metrics['nrmse_roundtrip']:.3g}); see {args.reports}/{args.task}"
+        f"round trip {metrics['nrmse_roundtrip']:.3g}); see {args.reports}/{args.task}; "
+        "next: python -m stages.leaderboard"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import shutil
 from pathlib import Path
@@ -24,11 +25,14 @@ from .small_data import CPU, LATENTS, TASKS, VIEWS, WRITERS, frames_of, trained
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
 KINDS = tuple(TASKS)
-REPORT = ("metrics.json", "details.json", "error_per_step.csv", "rollout.png")
+REPORT = (
+    "metrics.json", "details.json", "error_per_step.csv", "spectrum.csv", "spectrum.png", "rollout.png", "rollout.gif",
+    "rollouts.npz", "../leaderboard/{task}.csv",
+)  # fmt: skip
 KNOBS = {
     "train": {"width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 1, "unroll": "[1]", "steps": 10, "batch": 4},
     "baseline": {"width": 8, "depth": 2, "bundle": 1, "unroll": 1, "steps": 5, "batch": 4},
-    "evaluate": {"given": 2, "pictures": 1},
+    "evaluate": {"given": 2, "stride": 1, "points": 1, "pictures": 1},
 }
 
 
@@ -121,9 +125,51 @@ def test_the_pictures_are_small_and_the_report_is_the_same_on_a_second_run(place
     monkeypatch.chdir(tmp_path)
     for kind, task in TASKS.items():
         assert (reports / task / "rollout.png").stat().st_size < 150_000
-        before = {name: checksum(reports / task / name) for name in REPORT}
+        assert (reports / task / "rollout.gif").stat().st_size < 400_000
+        before = {name: checksum(reports / task / name.format(task=task)) for name in REPORT}
         assert evaluate.main(flags(places, kind, "evaluate")) == 0
-        assert {name: checksum(reports / task / name) for name in REPORT} == before
+        assert {name: checksum(reports / task / name.format(task=task)) for name in REPORT} == before
+
+
+def test_a_stride_sees_the_same_truth_at_fewer_times(places, reports, tmp_path, monkeypatch):
+    """The baseline knows one time step and makes the frames between; the others meet the truth where it is."""
+    monkeypatch.chdir(tmp_path)
+    tables = {}
+    for stride in (1, 2):
+        changes = flags(places, "grid", "evaluate", given=1, stride=stride)
+        changes[changes.index("--reports") + 1] = str(tmp_path / str(stride))
+        assert evaluate.main(changes) == 0
+        path = tmp_path / str(stride) / TASKS["grid"] / "error_per_step.csv"
+        tables[stride] = np.genfromtxt(path, delimiter=",", names=True)
+    assert tables[1]["time"] == pytest.approx([0.02, 0.04, 0.06, 0.08], rel=1e-5)
+    assert tables[2]["time"] == pytest.approx([0.04, 0.08], rel=1e-5)
+    for name in ("baseline", "persistence", "mean", "roundtrip"):
+        assert tables[2][name] == pytest.approx(tables[1][name][1::2], rel=1e-4)
+
+
+def test_every_protocol_has_its_rows_on_the_leaderboard(places, reports, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = flags(places, "grid", "evaluate", given="[2,1]", points="[1,2]")
+    changes[changes.index("--reports") + 1] = str(tmp_path)
+    assert evaluate.main(changes) == 0
+    with open(tmp_path / "leaderboard" / f"{TASKS['grid']}.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    protocols = {(row["given"], row["every_point"], row["every_frame"]) for row in table}
+    assert protocols == {("2", "2", "2"), ("2", "4", "2"), ("1", "2", "2"), ("1", "4", "2")}
+    assert {row["subset"] for row in table} == {"all", "advection_speed=0.5", "advection_speed=1"}
+    whole = [row for row in table if row["subset"] == "all" and (row["given"], row["every_point"]) == ("2", "2")]
+    metrics = read_json(tmp_path / TASKS["grid"] / "metrics.json")
+    for row in whole:
+        key = "nrmse" if row["model"] == "operator" else f"nrmse_{row['model']}"
+        assert float(row["nrmse"]) == pytest.approx(metrics[key], rel=1e-4)
+        assert float(row["low"]) <= float(row["nrmse"]) <= float(row["high"])
+    assert metrics == read_json(reports / TASKS["grid"] / "metrics.json")  # the first protocol alone makes them
+
+
+def test_trainings_note_how_long_they_took(reports):
+    noted = read_json(reports / TASKS["grid"] / "minutes.json")
+    assert {name: entry["device"] for name, entry in noted.items()} == {"operator": "cpu", "baseline": "cpu"}
+    assert not any(entry["resumed"] for entry in noted.values())
 
 
 @pytest.mark.parametrize(("given", "most"), [(0, 4), (5, 4)])
@@ -203,8 +249,9 @@ def test_batches_are_put_back_into_the_order_of_the_samples():
     parts = [
         Forecast(rows, truth[rows], {"operator": wrong[rows], "baseline": truth[rows]}, {}) for rows in ([2, 0], [3, 1])
     ]
-    forecasts = Forecasts(["u"], np.ones(1), np.zeros(1), np.zeros((4, 0)), [], iter(parts))
-    scores, kept = gather(forecasts, None, {3})
+    forecasts = Forecasts(["u"], np.ones(1), np.zeros(1), np.zeros((4, 0)), [], list("abcd"), iter(parts))
+    found = gather(forecasts, keep={3})
+    scores, kept = found.scores[1], found.kept
     assert scores["operator"][:, 0, 0] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [forecast.samples for forecast in kept] == [[3]]
     assert summary(scores, 0.5)["nrmse"] == pytest.approx(0.25)

@@ -65,14 +65,16 @@ def test_a_zero_target_keeps_the_error_finite_and_is_called_flat():
 def test_squared_band_errors_add_up_to_the_squared_rmse(shape):
     generator = np.random.default_rng(1)
     target, prediction = (generator.normal(size=(2, 3, *shape, 2)) for _ in range(2))
-    bands = metrics.band_rmse(prediction, target)
+    bands = metrics.band_rmse(metrics.shell_power(prediction - target))
     assert np.sqrt(np.square(bands).sum(axis=-1)) == pytest.approx(metrics.rmse(prediction, target), rel=1e-12)
 
 
 @pytest.mark.parametrize(("wavenumber", "band"), [(0, 0), (4, 0), (5, 1), (12, 1), (13, 2), (31, 2)])
 def test_a_wave_falls_into_the_band_of_its_wavenumber(wavenumber, band):
     wave = np.cos(2 * np.pi * wavenumber * X)[None, None, :, None]
-    bands = metrics.band_rmse(wave, np.zeros_like(wave))[0, 0, 0]
+    power = metrics.shell_power(wave)[0, 0, 0]
+    assert power[wavenumber] == pytest.approx(np.square(wave).mean(), rel=1e-12)
+    bands = metrics.band_rmse(power)
     assert bands[band] == pytest.approx(metrics.root_mean_square(wave)[0, 0, 0], rel=1e-12)
     assert np.delete(bands, band) == pytest.approx(0.0, abs=1e-12)
 
@@ -92,10 +94,10 @@ def test_mesh_bands_are_those_of_the_wavelength_and_add_up():
     mesh = unit_square(33)
     parts = mesh.laplacian_data, mesh.laplacian_indices, mesh.laplacian_indptr
     area = cell_areas(mesh.coords, mesh.cells).sum()
-    vectors, bands = metrics.laplacian_modes(sparse.csr_array(parts).toarray(), area)
+    vectors, shells = metrics.laplacian_modes(sparse.csr_array(parts).toarray(), area)
     for wavenumber, band in ((2, 0), (7, 1)):
         wave = np.cos(2 * np.pi * wavenumber * mesh.coords[:, 0])[None, None, :, None]
-        split = metrics.mesh_band_rmse(wave, np.zeros_like(wave), vectors, bands)[0, 0, 0]
+        split = metrics.band_rmse(metrics.mesh_shell_power(wave, vectors, shells))[0, 0, 0]
         size = metrics.root_mean_square(wave)[0, 0, 0]
         assert np.sqrt(np.square(split).sum()) == pytest.approx(size, rel=1e-9)
         assert split[band] > 0.97 * size

@@ -26,6 +26,8 @@ INFRASTRUCTURE = frozenset(
         "ups_data/execution.py",
         "ups_data/files.py",
         "ups_data/params.py",
+        "ups_data/training/minutes.py",
+        "ups_data/training/ranks.py",
         "ups_data/training/tracking.py",
     }
 )

@@ -8,7 +8,7 @@ decoder: no latent operator can be expected to do better).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -21,7 +21,9 @@ class Forecast:
     """A batch of test samples and what every predictor says: arrays [sample, time, space.., channel].
 
     For points the space is one axis of nodes or particles. `geometry` holds what the samples share (coordinates of
-    the axes or nodes, cells, box), `known` what was given of each beside frames: the input field, the start.
+    the axes or nodes, cells, box), `known` what was given of each beside frames: the input field, the start. `waves`
+    are fields on a regular grid [sample, time, space.., channel] to take the spectrum of where the space is none:
+    truth, and the predictions that have them.
     """
 
     samples: list[int]
@@ -29,6 +31,16 @@ class Forecast:
     predictions: dict[str, np.ndarray]
     geometry: dict[str, np.ndarray]
     known: dict[str, np.ndarray] = field(default_factory=dict)
+    waves: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def every(self, points: int) -> Forecast:
+        """The forecast at every n-th point of a grid."""
+        if points == 1:
+            return self
+        chosen = (slice(None), slice(None), *[slice(None, None, points)] * (self.truth.ndim - 3))
+        predictions = {name: prediction[chosen] for name, prediction in self.predictions.items()}
+        axes = {axis: values[::points] for axis, values in self.geometry.items()}
+        return replace(self, truth=self.truth[chosen], predictions=predictions, geometry=axes)
 
     def only(self, row: int) -> Forecast:
         """The forecast of one sample of the batch, copied out of it."""
@@ -46,6 +58,7 @@ class Forecasts:
     times: np.ndarray  # [T] of the predicted frames
     parameters: np.ndarray  # [S, P]
     parameter_names: list[str]
+    groups: list[str]  # [S] id of each sample's initial condition
     batches: Iterator[Forecast]
 
 

@@ -10,13 +10,13 @@ import torch
 from ups_data.evaluation.forecast import Forecast, Forecasts, batches, to_numpy
 from ups_data.evaluation.task import Evaluation
 from ups_data.stores.grid import GridReader
-from ups_data.training.baseline import grid_window, viewed_frames
+from ups_data.training.baseline import grid_window, static_fields, viewed_frames
 from ups_data.training.operator import decode_frames
 
 
 def grid_forecasts(task: Evaluation) -> Forecasts:
     """Forecast the test split of a grid task from its first `given` frames."""
-    reader, view, given = GridReader(task.test), task.view, task.given
+    reader, view, given = GridReader(task.test), task.seen, task.given
     operator, frames = task.operator, viewed_frames(reader.shape[1], view)
     task.check_given(operator.history, frames)
     times = reader.time[:: view.time_stride]
@@ -32,11 +32,15 @@ def grid_forecasts(task: Evaluation) -> Forecasts:
             parameters = torch.from_numpy(reader.parameters[samples]).to(task.device)
             dt = torch.full((len(samples),), float(times[1] - times[0]), device=task.device)
             last, truth = fields[:, given - 1 : given], fields[:, given:]
-            future = operator.rollout(known, parameters, dt, frames - given)
+            static = task.cache.static_fields(samples, task.device)
+            future = operator.rollout(known, parameters, dt, frames - given, static)
             frame = torch.from_numpy(last[:, 0]).to(task.device)
+            # The baseline knows one time step, that of the view: it makes the frames between too.
+            still = torch.from_numpy(static_fields(reader, view, samples)).to(task.device)
+            plain = task.baseline.rollout(frame, parameters, dt / task.stride, (frames - given) * task.stride, still)
             predictions = {
                 "operator": to_numpy(decode_frames(task.autoencoder, future, None, "state")),
-                "baseline": to_numpy(task.baseline.rollout(frame, parameters, dt, frames - given)),
+                "baseline": to_numpy(plain[:, task.stride - 1 :: task.stride]),
                 "persistence": np.broadcast_to(last, truth.shape),
                 "mean": np.broadcast_to(means, truth.shape),
                 "roundtrip": to_numpy(decode_frames(task.autoencoder, following, None, "state")),
@@ -44,4 +48,5 @@ def grid_forecasts(task: Evaluation) -> Forecasts:
             yield Forecast(samples, truth, predictions, axes)
 
     spread = np.array([fact["std"] for fact in facts])
-    return Forecasts(reader.channels, spread, times[given:], reader.parameters, reader.parameter_names, run())
+    names = reader.parameter_names
+    return Forecasts(reader.channels, spread, times[given:], reader.parameters, names, reader.groups, run())

@@ -41,21 +41,45 @@ def flat_frames(size: np.ndarray, spread: np.ndarray) -> np.ndarray:
     return size < FLAT * np.asarray(spread)
 
 
-def wavenumber_bands(shape: Sequence[int]) -> np.ndarray:
-    """The band (0 low, 1 mid, 2 high) of every Fourier coefficient of a grid of that shape, by floor(|k|)."""
-    axes = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape), indexing="ij")
-    wavenumber = np.floor(np.sqrt(sum(k**2 for k in axes)) + 1e-9)
-    return np.searchsorted([low for low, _ in BANDS.values()], wavenumber, side="right") - 1
+def wavenumber_shells(shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Of a real grid's Fourier coefficients (as `rfftn` has them): the shell floor(|k|) and the multiplicity of each.
+
+    The half of the coefficients that `rfftn` leaves out are conjugates of others: those count twice.
+    """
+    last = np.arange(shape[-1] // 2 + 1)
+    axes = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in shape[:-1]), last, indexing="ij")
+    shells = np.floor(np.sqrt(sum(k**2 for k in axes)) + 1e-9).astype(np.int64)
+    alone = (last == 0) | (2 * last == shape[-1])
+    return shells, np.broadcast_to(np.where(alone, 1.0, 2.0), shells.shape)
 
 
-def band_rmse(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """RMSE of a grid by band: [S, T, C, 3]; the squares of the three add up to the squared RMSE (Parseval)."""
-    error = np.asarray(prediction, np.float64) - target
-    space = tuple(range(2, error.ndim - 1))
-    shape = [error.shape[axis] for axis in space]
-    power = np.square(np.abs(np.fft.fftn(error, axes=space))) / np.prod(shape) ** 2
-    bands = wavenumber_bands(shape)[..., None]
-    return np.sqrt(np.stack([np.where(bands == b, power, 0.0).sum(axis=space) for b in range(len(BANDS))], axis=-1))
+def shell_power(fields: np.ndarray) -> np.ndarray:
+    """Mean square over space by shell floor(|k|), k in cycles a box: [S, T, X.., C] to [S, T, C, K].
+
+    The shells add up to the mean square over space (Parseval).
+    """
+    space = tuple(range(2, fields.ndim - 1))
+    shape = [fields.shape[axis] for axis in space]
+    shells, multiplicity = wavenumber_shells(shape)
+    power = np.square(np.abs(np.fft.rfftn(np.asarray(fields, np.float64), axes=space)))
+    power *= multiplicity[..., None] / np.prod(shape, dtype=np.float64) ** 2
+    return sum_by_shell(np.moveaxis(power, -1, 2).reshape(*power.shape[:2], power.shape[-1], -1), shells.ravel())
+
+
+def sum_by_shell(power: np.ndarray, shells: np.ndarray) -> np.ndarray:
+    """Sum modes [.., N] of shells [N] to [.., K]; a shell without a mode has none."""
+    order = np.argsort(shells, kind="stable")
+    found, starts = np.unique(shells[order], return_index=True)
+    sums = np.zeros((*power.shape[:-1], int(found[-1]) + 1))
+    sums[..., found] = np.add.reduceat(power[..., order], starts, axis=-1)
+    return sums
+
+
+def band_rmse(power: np.ndarray) -> np.ndarray:
+    """RMSE by band [.., 3] of an error's power by shell [.., K]; squares of the three add up to the squared RMSE."""
+    ends = [power.shape[-1] if high is None else high + 1 for _, high in BANDS.values()]
+    bands = [power[..., low:end].sum(axis=-1) for (low, _), end in zip(BANDS.values(), ends, strict=True)]
+    return np.sqrt(np.stack(bands, axis=-1))
 
 
 def minimum_image(difference: np.ndarray, box: np.ndarray) -> np.ndarray:
@@ -74,7 +98,7 @@ def displacement(positions: np.ndarray, start: np.ndarray, box: np.ndarray) -> n
 
 
 def laplacian_modes(laplacian: np.ndarray, area: float) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvectors [N, N] (columns) of a mesh's Laplacian, a dense matrix, and the band of each.
+    """Eigenvectors [N, N] (columns) of a mesh's Laplacian, a dense matrix, and the shell floor(|k|) of each.
 
     They are to the mesh what Fourier modes are to a periodic box: -lap u = k^2 u, with every node standing for an
     equal share of the `area`. An eigenvalue is (2 pi times the wavenumber a unit of length) squared.
@@ -82,12 +106,10 @@ def laplacian_modes(laplacian: np.ndarray, area: float) -> tuple[np.ndarray, np.
     # torch's solver and not numpy's: its threads sleep while they wait (see stages/common.py).
     scaled = torch.from_numpy(laplacian * (len(laplacian) / area))
     values, vectors = (part.numpy() for part in torch.linalg.eigh(scaled))
-    wavenumber = np.floor(np.sqrt(np.maximum(values, 0.0)) / (2 * np.pi) + 1e-9)
-    return vectors, np.searchsorted([low for low, _ in BANDS.values()], wavenumber, side="right") - 1
+    return vectors, np.floor(np.sqrt(np.maximum(values, 0.0)) / (2 * np.pi) + 1e-9).astype(np.int64)
 
 
-def mesh_band_rmse(prediction: np.ndarray, target: np.ndarray, vectors: np.ndarray, bands: np.ndarray) -> np.ndarray:
-    """RMSE over nodes by band of Laplacian modes: [S, T, N, C] to [S, T, C, 3]; squares add up to the squared RMSE."""
-    error = np.asarray(prediction, np.float64) - target
-    power = np.square(np.einsum("nk,stnc->stck", vectors, error)) / error.shape[2]
-    return np.sqrt(np.stack([power[..., bands == b].sum(axis=-1) for b in range(len(BANDS))], axis=-1))
+def mesh_shell_power(fields: np.ndarray, vectors: np.ndarray, shells: np.ndarray) -> np.ndarray:
+    """Mean square over nodes by shell of Laplacian modes: [S, T, N, C] to [S, T, C, K]; the shells add up to it."""
+    modes = np.square(np.moveaxis(np.asarray(fields, np.float64), 2, -1) @ vectors) / fields.shape[2]
+    return sum_by_shell(modes, shells)

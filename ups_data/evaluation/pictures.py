@@ -18,12 +18,14 @@ from PIL import Image
 
 from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.metrics import minimum_image, relative, rmse, root_mean_square
+from ups_data.evaluation.spectra import Spectrum
 from ups_data.files import atomic
 
 DPI = 80  # a screen's worth of detail in about 100 kB
 COLOURS = 128
 TRACKS = 60  # particles drawn a panel: more cannot be told apart
 FIELD, ERROR = "RdBu_r", "magma"
+SMALLEST = 1e-14  # of the largest power: what is below is rounding of float32
 
 
 def draw(path: Path, task: str, kind: str, forecasts: Forecasts, kept: Sequence[Forecast]) -> None:
@@ -35,6 +37,29 @@ def draw(path: Path, task: str, kind: str, forecasts: Forecasts, kept: Sequence[
         panels = {"mesh": _mesh, "particles": _particles}[kind]
     figure = panels(forecasts, kept)
     figure.suptitle(f"{task}: latent operator against truth, test split")
+    _save(path, figure)
+
+
+def draw_spectrum(path: Path, task: str, kind: str, spectrum: Spectrum) -> None:
+    """Write the picture of truth and errors by wavenumber, both axes logarithmic; shells of nothing are left out."""
+    figure, panels = _figure(1, 1, 5.0, 3.2)
+    axes = panels[0, 0]
+    header, rows = spectrum.table()
+    columns = dict(zip(header, np.array(rows, dtype=np.float64).T, strict=True))
+    k = columns.pop("wavenumber") + 0.5  # the middle of the shell, so that the first one has a place
+    for name, values in columns.items():
+        seen = values > SMALLEST * columns["truth"].max()
+        style = {"color": "0.2", "lw": 2.0} if name == "truth" else {"lw": 1.2}
+        axes.loglog(k[seen], values[seen], label=name if name == "truth" else f"error of {name}", **style)
+    box = "a unit of length" if kind == "mesh" else "a box"
+    axes.set(xlabel=f"wavenumber (cycles {box})", ylabel="mean square / variance of train")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.suptitle(f"{task}: truth and errors by wavenumber, test split")
+    _save(path, figure)
+
+
+def _save(path: Path, figure: Figure) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI)
     plt.close(figure)
@@ -100,14 +125,15 @@ def _planes(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
         caption = _caption(forecasts, forecast, channel)
         for row, step in zip(panels[index * len(steps) :], steps, strict=False):
             truth, prediction = (
-                _plane(values[0, step, ..., channel]) for values in (forecast.truth, forecast.predictions["operator"])
+                plane(values[0, step, ..., channel]) for values in (forecast.truth, forecast.predictions["operator"])
             )
             labels = (f"truth, t = {forecasts.times[step]:.3g}", f"operator: {caption}", "error")
             _triple(row, _image, truth, prediction, forecasts.channels[channel], labels)
     return figure
 
 
-def _plane(values: np.ndarray) -> np.ndarray:
+def plane(values: np.ndarray) -> np.ndarray:
+    """A field on a plane as it is, one in a box by its middle plane."""
     return values if values.ndim == 2 else values[..., values.shape[-1] // 2]
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups_data.evaluation.advection import advect
+from ups_data.evaluation.advection import carry, velocity_at
 from ups_data.evaluation.forecast import Forecast, Forecasts, batches, to_numpy
 from ups_data.evaluation.metrics import displacement, minimum_image
 from ups_data.evaluation.task import Evaluation
 from ups_data.stores.mesh import MeshStore
 from ups_data.stores.particles import ParticleStore
-from ups_data.training.baseline import MeshTensors, viewed_frames
+from ups_data.training.baseline import MESH, MeshTensors, viewed_frames
 from ups_data.training.operator import decode_frames
 
 
@@ -33,7 +33,8 @@ def mesh_forecasts(task: Evaluation) -> Forecasts:
             members = np.flatnonzero(store.topology_of == index)
             for rows in batches(len(members), len(topology.coords) * len(store.channels)):
                 samples = members[rows].tolist()
-                fields, mesh, parameters = tensors.batch(samples)
+                batch = tensors.batch(samples)
+                fields, parameters, mesh = batch["fields"], batch["parameters"], (batch[name] for name in MESH)
                 geometry = task.cache.geometry(samples, task.device)
                 source, target = (task.latents(role, samples, 0, 1) for role in ("input", "target"))
                 solved = task.operator(source, parameters, torch.ones(len(samples), device=task.device))
@@ -54,7 +55,7 @@ def mesh_forecasts(task: Evaluation) -> Forecasts:
                 yield Forecast(samples, truth, predictions, vars(topology), known)
 
     spread = np.array([store.manifest["statistics"]["channels"][name]["std"] for name in channels])
-    return Forecasts(channels, spread, np.zeros(1), store.parameters, store.parameter_names, run())
+    return Forecasts(channels, spread, np.zeros(1), store.parameters, store.parameter_names, store.groups, run())
 
 
 def _train_means(train: Path, store: MeshStore, targets: list[int]) -> list[np.ndarray]:
@@ -100,48 +101,58 @@ def particle_forecasts(task: Evaluation) -> Forecasts:
                 went = displacement(following, start, box)
 
                 parameters = torch.from_numpy(store.parameters[samples]).to(task.device)
-                moves = _move_particles(task, samples, x, v, float(times[1] - times[0]), box, parameters)
+                dt = torch.full((len(samples),), float(times[1] - times[0]), device=task.device)
+                latents = task.latents("state", samples, task.given - task.operator.history, frames)
+                known, ahead = latents.split([task.operator.history, frames - task.given], dim=1)
+                future = task.operator.rollout(known, parameters, dt, frames - task.given)
+                moves = _move_particles(task, (future, ahead), x, v, dt, box, parameters)
                 predictions = {
                     name: np.concatenate([went + minimum_image(places - following, box), speeds], axis=-1)
                     for name, (places, speeds) in moves.items()
                 }
                 predictions["mean"] = np.zeros_like(predictions["operator"])
                 truth = np.concatenate([went, v[:, task.given :]], axis=-1)
-                yield Forecast(samples, truth, predictions, {"box": box}, {"start": start})
+                waves = {
+                    name: _velocity_grid(task, samples, tokens)
+                    for name, tokens in (("truth", ahead), ("operator", future))
+                }
+                yield Forecast(samples, truth, predictions, {"box": box}, {"start": start}, waves)
 
-    names = [name for name in store.channels if name.startswith("velocity")]
-    facts = [store.manifest["statistics"]["channels"][name]["std"] for name in names]
-    channels = [name.replace("velocity", "displacement") for name in names] + names
+    speeds = [name for name in store.channels if name.startswith("velocity")]
+    facts = [store.manifest["statistics"]["channels"][name]["std"] for name in speeds]
+    channels = [name.replace("velocity", "displacement") for name in speeds] + speeds
     spread = np.concatenate([float(times[1] - times[0]) * np.array(facts), facts])
-    return Forecasts(channels, spread, times[task.given :], store.parameters, store.parameter_names, run())
+    names = store.parameter_names
+    return Forecasts(channels, spread, times[task.given :], store.parameters, names, store.groups, run())
+
+
+def _velocity_grid(task: Evaluation, samples: list[int], latents: Tensor) -> np.ndarray:
+    """The velocity field that latents [B, F, L, D] stand for, on the regular grid of the cache: [B, F, X.., d]."""
+    fields = decode_frames(task.autoencoder, latents, task.cache.geometry(samples, task.device), "state")
+    return to_numpy(fields.unflatten(2, task.autoencoder.config["resolution"]))
 
 
 def _move_particles(
     task: Evaluation,
-    samples: list[int],
+    latents: tuple[Tensor, Tensor],
     x: np.ndarray,
     v: np.ndarray,
-    dt: float,
+    time_step: Tensor,
     box: np.ndarray,
     parameters: Tensor,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Positions and velocities [B, steps, P, d] by every predictor; x and v [B, T, P, d] are the true ones."""
-    given, operator, steps = task.given, task.operator, x.shape[1] - task.given
+    """Positions and velocities [B, steps, P, d] by every predictor; x and v [B, T, P, d] are the true ones.
+
+    `latents`: those of the predicted frames by the operator, and the true ones.
+    """
+    given, steps, dt = task.given, x.shape[1] - task.given, time_step[0].item()
+    future, following = latents
     known, motion = torch.from_numpy(x[:, :given]).to(task.device), torch.from_numpy(v[:, :given]).to(task.device)
     period = torch.tensor(box, dtype=torch.float32, device=task.device)
-    latents = task.latents("state", samples, given - operator.history, x.shape[1])
-    time_step = torch.full((len(samples),), dt, device=task.device)
-    future = operator.rollout(latents[:, : operator.history], parameters, time_step, steps)
-    everywhere = torch.ones(x.shape[0], x.shape[2], dtype=torch.bool, device=task.device)
-
-    def decode(tokens: Tensor, positions: Tensor) -> Tensor:
-        wrapped = torch.where(period > 0, torch.remainder(positions, torch.where(period > 0, period, 1.0)), positions)
-        return task.autoencoder.decode(tokens, {"coords": wrapped, "mask": everywhere}, "state")
-
-    carried = advect(lambda step, places: decode(future[:, step], places), known[:, -1], motion[:, -1], dt, steps)
+    carried = carry(task.autoencoder, future, known[:, -1], motion[:, -1], dt, box)
     plain = task.baseline.rollout(known, motion, period, parameters, time_step, steps)
     places = torch.from_numpy(x[:, given:]).to(task.device)
-    trip = [decode(latents[:, operator.history + step], places[:, step]) for step in range(steps)]
+    trip = [velocity_at(task.autoencoder, following[:, step], places[:, step], box) for step in range(steps)]
     speeds = np.concatenate([v[:, given - 1 : given], to_numpy(torch.stack(trip, dim=1))], axis=1)
     travel = np.arange(1, steps + 1)[:, None, None] * dt * v[:, given - 1 : given]
     return {

@@ -1,27 +1,27 @@
-"""From forecasts to numbers: metrics.json, details.json, error_per_step.csv."""
+"""From forecasts to what is read: numbers, tables, pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from ups_data import files
-from ups_data.evaluation import metrics
+from ups_data.evaluation import leaderboard, metrics
 from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.grids import grid_forecasts
 from ups_data.evaluation.points import mesh_forecasts, particle_forecasts
+from ups_data.evaluation.spectra import POWERS, Powers, Spectrum
 from ups_data.evaluation.task import Evaluation
-from ups_data.geometry import cell_areas
 from ups_data.params import Dataset
 from ups_data.training.sampling import evenly
 
-Bands = Callable[[Forecast], np.ndarray] | None  # RMSE of the operator by band [S, T, C, 3]
-VALUES = 16  # distinct values of a parameter up to which the errors are told apart by it
 STEP_COLUMNS = ("operator", "baseline", "persistence", "mean", "roundtrip")
+STATIC_PICTURES = 10  # samples of a static problem in its animation, which has no time to move in
 
 DEFINITIONS = {
     "nrmse": "PDEBench: RMSE over space / RMS of the target over space, mean over samples, steps and channels",
@@ -38,47 +38,60 @@ DEFINITIONS = {
 }
 
 
-def mesh_bands(forecast: Forecast) -> np.ndarray:
-    """The operator's error by band of the mesh's Laplacian modes: [S, T, C, 3]."""
-    mesh = forecast.geometry
-    nodes = len(mesh["coords"])
-    parts = mesh["laplacian_data"], mesh["laplacian_indices"], mesh["laplacian_indptr"]
-    laplacian = sparse.csr_array(parts, shape=(nodes, nodes)).toarray()
-    vectors, bands = metrics.laplacian_modes(laplacian, float(np.abs(cell_areas(mesh["coords"], mesh["cells"])).sum()))
-    return metrics.mesh_band_rmse(forecast.predictions["operator"], forecast.truth, vectors, bands)
-
-
-def grid_bands(forecast: Forecast) -> np.ndarray:
-    """The operator's error by band of Fourier modes: [S, T, C, 3]."""
-    return metrics.band_rmse(forecast.predictions["operator"], forecast.truth)
-
-
 FORECASTS = {"grid": grid_forecasts, "mesh": mesh_forecasts, "particles": particle_forecasts}
-# Particles have none: at scattered places that move, waves of different lengths cannot be told apart.
-BANDS: dict[str, Bands] = {"grid": grid_bands, "mesh": mesh_bands, "particles": None}
+BANDED = ("grid", "mesh")  # the operator's error itself has bands; of particles only the field that carries them
 
 
-def score(forecast: Forecast, spread: np.ndarray, bands: Bands) -> dict[str, np.ndarray]:
-    """All errors of a batch, each [S, T, C] (bands [S, T, C, 3]); the fields need not be kept."""
+class Gathered(NamedTuple):
+    """What is left of the forecasts of a protocol: errors, the forecasts to be drawn, the spectrum."""
+
+    scores: dict[int, dict[str, np.ndarray]]  # at every n-th point -> see `score`, samples in order
+    kept: list[Forecast]
+    spectrum: Spectrum
+
+
+def score(forecast: Forecast, spread: np.ndarray, power: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """All errors of a batch, each [S, T, C]; with the `power` [S, T, C, K] of the operator's error bands [S, T, C, 3].
+
+    The fields need not be kept.
+    """
     size = metrics.root_mean_square(forecast.truth)
     scores = {"size": size}
     for name, prediction in forecast.predictions.items():
         errors = metrics.rmse(prediction, forecast.truth)
         scores |= {f"rmse.{name}": errors, name: metrics.relative(errors, size, spread)}
-    if bands is not None:
-        scores["bands"] = metrics.relative(bands(forecast), size, spread)
+    if power is not None:
+        scores["bands"] = metrics.relative(metrics.band_rmse(power), size, spread)
     return scores
 
 
-def gather(forecasts: Forecasts, bands: Bands, keep: set[int]) -> tuple[dict[str, np.ndarray], list[Forecast]]:
-    """Score every batch as it comes: errors in the order of the samples, and forecasts of the samples in `keep`."""
-    order, parts, kept = [], [], []
+def gather(
+    forecasts: Forecasts,
+    points: Sequence[int] = (1,),
+    powers: Callable[[Forecast], Powers] | None = None,
+    banded: bool = False,
+    keep: Collection[int] = (),
+) -> Gathered:
+    """Score every batch as it comes, at every n-th point for each n of `points`.
+
+    Spectrum (and bands) are taken at the first of them, by `powers`. `keep`: samples whose forecasts are kept.
+    """
+    order, kept, spectrum = [], [], Spectrum(forecasts.spread)
+    parts: dict[int, list[dict[str, np.ndarray]]] = {n: [] for n in points}
     for forecast in forecasts.batches:
         order += forecast.samples
-        parts.append(score(forecast, forecasts.spread, bands))
+        for n in parts:
+            viewed = forecast.every(n)
+            found = powers(viewed) if powers and n == points[0] else {}
+            if found:
+                spectrum.add(found)
+            parts[n].append(score(viewed, forecasts.spread, found.get("operator") if banded else None))
         kept += [forecast.only(row) for row, sample in enumerate(forecast.samples) if sample in keep]
     rows = np.argsort(order)
-    return {name: np.concatenate([part[name] for part in parts])[rows] for name in parts[0]}, kept
+    scores = {
+        n: {name: np.concatenate([part[name] for part in own])[rows] for name in own[0]} for n, own in parts.items()
+    }
+    return Gathered(scores, kept, spectrum)
 
 
 def summary(scores: dict[str, np.ndarray], cache_ratio: float) -> dict[str, float | int | None]:
@@ -104,7 +117,7 @@ def details(scores: dict[str, np.ndarray], forecasts: Forecasts, protocol: dict)
     by_value = {}
     for column, parameter in enumerate(forecasts.parameter_names):
         own = forecasts.parameters[:, column]
-        if len(np.unique(own)) > VALUES:
+        if len(np.unique(own)) > leaderboard.VALUES:
             continue
         by_value[parameter] = [
             {"value": float(value), "samples": int((own == value).sum())} | _means(scores, names, own == value)
@@ -147,30 +160,78 @@ def _round(value: float | int | None) -> float | int | None:
 
 
 def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation) -> dict:
-    """Evaluate and write metrics.json, details.json, error_per_step.csv and rollout.png; returns the metrics."""
-    from ups_data.evaluation.pictures import draw
+    """Evaluate under every protocol and write all that stages/evaluate.py names; returns the metrics.
 
+    The first protocol makes everything, the others only rows of the leaderboard.
+    """
+    kind, points, static = knobs.kind, knobs.evaluate.points, evaluation.operator.static
     with torch.inference_mode():
-        forecasts = FORECASTS[knobs.kind](evaluation)
-        keep = set(evenly(len(forecasts.parameters), knobs.evaluate.pictures))
-        scores, kept = gather(forecasts, BANDS[knobs.kind], keep)
-    cache = evaluation.cache.manifest
+        forecasts = FORECASTS[kind](evaluation)
+        samples = len(forecasts.parameters)
+        chosen = evenly(samples, knobs.evaluate.pictures)
+        keep = {*chosen, *(evenly(samples, STATIC_PICTURES) if static else [])}
+        found = gather(forecasts, points, POWERS[kind], kind in BANDED, keep)
+        board = board_rows(task, forecasts, evaluation, found)
+        for given in [] if static else knobs.evaluate.given[1:]:
+            other = replace(evaluation, given=given)
+            more = FORECASTS[kind](other)
+            board += board_rows(task, more, other, gather(more, points))
+    scores, cache = found.scores[points[0]], evaluation.cache.manifest
     result = summary(scores, cache["bytes"] / cache["data_bytes"])
-    static = evaluation.operator.static
-    protocol = {
-        "split": "test",
-        "given_frames": 0 if static else knobs.evaluate.given,
-        "predicted_frames": len(forecasts.times),
-        "operator_sees": "the input fields"
-        if static
-        else f"the last {evaluation.operator.history} of the given frames",
-        "view": knobs.view.model_dump(),
-        "splits": {name: evaluation.manifest[name] for name in ("protocol", "seed")},
-    }
-    files.write_json(folder / "details.json", details(scores, forecasts, protocol))
-    files.write_csv(
-        folder / "error_per_step.csv", *step_table(scores, forecasts, 0 if static else knobs.evaluate.given)
-    )
-    draw(folder / "rollout.png", task, knobs.kind, forecasts, kept)
+    files.write_json(folder / "details.json", details(scores, forecasts, protocol(evaluation, forecasts, points[0])))
+    files.write_csv(folder / "error_per_step.csv", *step_table(scores, forecasts, given_frames(evaluation)))
+    files.write_csv(folder / "spectrum.csv", *found.spectrum.table())
+    files.write_csv(folder.parent / leaderboard.FOLDER / f"{task}.csv", leaderboard.COLUMNS, board)
+    _draw(folder, task, kind, forecasts, found, chosen)
     files.write_json(folder / "metrics.json", result)
     return result
+
+
+def _draw(folder: Path, task: str, kind: str, forecasts: Forecasts, found: Gathered, chosen: Sequence[int]) -> None:
+    """Everything that is looked at: the `chosen` samples, still and as numbers; all that were kept, in motion."""
+    from ups_data.evaluation import animation, pictures, record
+
+    few = [forecast for forecast in found.kept if forecast.samples[0] in chosen]
+    errors = next(iter(found.scores.values()))["operator"][[forecast.samples[0] for forecast in few]]
+    pictures.draw(folder / "rollout.png", task, kind, forecasts, few)
+    pictures.draw_spectrum(folder / "spectrum.png", task, kind, found.spectrum)
+    animation.animate(folder / "rollout.gif", kind, forecasts, found.kept)
+    record.write_rollouts(folder / "rollouts.npz", kind, forecasts, few, errors.mean(axis=(1, 2)))
+
+
+def given_frames(evaluation: Evaluation) -> int:
+    """Frames known before the rollout: none in a static problem."""
+    return 0 if evaluation.operator.static else evaluation.given
+
+
+def protocol(evaluation: Evaluation, forecasts: Forecasts, points: int) -> dict:
+    """How the metrics, errors at every n-th of the `points` of the view, came about: for details.json."""
+    operator, seen = evaluation.operator, evaluation.seen
+    return {
+        "split": "test",
+        "given_frames": given_frames(evaluation),
+        "predicted_frames": len(forecasts.times),
+        "operator_sees": "the input fields" if operator.static else f"the last {operator.history} of the given frames",
+        "view": {"space_stride": seen.space_stride * points, "time_stride": seen.time_stride},
+        "splits": {name: evaluation.manifest[name] for name in ("protocol", "seed")},
+    }
+
+
+def board_rows(task: str, forecasts: Forecasts, evaluation: Evaluation, found: Gathered) -> list[list]:
+    """The rows of the leaderboard of a protocol, at each of its resolutions."""
+    models = {name: getattr(evaluation, checkpoint) for name, checkpoint in leaderboard.TRAINED.items()}
+    sizes = {
+        name: (sum(weights.numel() for weights in model.parameters()), model.config["steps"])
+        for name, model in models.items()
+    }
+    seen, rows = evaluation.seen, []
+    for points, scores in found.scores.items():
+        protocol = {
+            "task": task,
+            "given": given_frames(evaluation),
+            "every_point": seen.space_stride * points,
+            "every_frame": seen.time_stride,
+        }
+        parts = leaderboard.subsets(forecasts.parameters, forecasts.parameter_names)
+        rows += leaderboard.rows(scores, forecasts.groups, parts, sizes, protocol)
+    return rows

@@ -29,13 +29,20 @@ class Evaluation:
     autoencoder: Autoencoder
     operator: LatentOperator
     baseline: Baseline
-    view: View
+    view: View  # of the models
     given: int  # frames known before the rollout starts
+    stride: int  # frames of the view from one frame of the rollout to the next
     device: torch.device
 
+    @property
+    def seen(self) -> View:
+        """The points and frames of the stored data that the evaluation looks at."""
+        return View(space_stride=self.view.space_stride, time_stride=self.view.time_stride * self.stride)
+
     def latents(self, role: str, samples: Sequence[int], start: int, stop: int) -> Tensor:
-        """Cached latents of frames start..stop: float32 [B, stop - start, L, D]."""
-        rows = [self.cache.read(role, sample, start, stop) for sample in samples]
+        """Cached latents of the rollout's frames start..stop: float32 [B, stop - start, L, D]."""
+        first, end = start * self.stride, (stop - 1) * self.stride + 1
+        rows = [self.cache.read(role, sample, first, end)[:: self.stride] for sample in samples]
         return torch.stack(rows).float().to(self.device)
 
     def check_given(self, needed: int, frames: int) -> None:
@@ -70,6 +77,7 @@ def open_evaluation(
         operator=operator,
         baseline=load_baseline(models / task / "baseline.safetensors", device),
         view=knobs.view,
-        given=knobs.evaluate.given,
+        given=knobs.evaluate.given[0],
+        stride=knobs.evaluate.stride,
         device=device,
     )

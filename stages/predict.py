@@ -1,0 +1,70 @@
+"""Roll out the samples of a raw file with the trained models of a task, into an HDF5 file.
+
+The file may be in any layout that `stages.convert` reads: a grid in PDEBench's or The Well's HDF5, an .npz shard of a
+mesh or of particles. It needs the given frames alone; where it has the ones after them, the error is told. The layout
+of what is written stands in ups_data/evaluation/predict.py.
+
+    python -m stages.predict data/raw/1D/Burgers/Train/1D_Burgers_Sols_Nu0.01.hdf5 --task burgers1d --out r.h5
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages.common import run, stage_parser
+from ups_data.params import dataset_params, load_params
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and predict; returns the exit status."""
+    example = (
+        "python -m stages.predict data/raw/1D/Burgers/Train/1D_Burgers_Sols_Nu0.01.hdf5 --task burgers1d --out r.h5"
+    )
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], example)
+    add = parser.add_argument
+    add("file", type=Path, help="a raw file")
+    add("--task", required=True, help="the dataset of params.yaml whose models are used")
+    add("--out", type=Path, required=True, metavar="FILE", help="the HDF5 file to write; one that is there is replaced")
+    add("--steps", type=_count, metavar="N", help="frames to predict (those the file has after the given ones)")
+    add("--given", type=_count, metavar="K", help="frames known before the rollout (knob evaluate.given, the first)")
+    add("--samples", type=_count, metavar="N", help="at most this many samples of the file (all)")
+    add("--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside")
+    add("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    return run(roll_out, parser, argv)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
+
+
+def roll_out(args: argparse.Namespace) -> str:
+    """Write the rollout; returns the last line to print."""
+    knobs = dataset_params(load_params(args.params, args.set), args.task).evaluate
+    from ups_data.evaluation.predict import load_request, predict
+    from ups_data.execution import pick_device
+
+    request = load_request(
+        args.task,
+        Path(args.models),
+        pick_device(args.device),
+        given=args.given or knobs.given[0],
+        stride=knobs.stride,
+        steps=args.steps,
+        samples=args.samples,
+    )
+    made = predict(args.file, args.out, request)
+    truth = "" if made["nrmse"] is None else f", nRMSE {made['nrmse']:.3g} where the file has the truth"
+    return (
+        f"{args.out}: {made['samples']} samples x {made['steps']} frames of {args.file.name}{truth}; "
+        "its layout: python -m pydoc ups_data.evaluation.predict"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""A rollout of a raw file is the rollout that the evaluation scores, in a file that plain h5py reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from stages import predict as stage
+from ups_data.conversion.grid import convert_grid
+from ups_data.files import checksum
+from ups_data.models.autoencoder import load_autoencoder, save_autoencoder
+from ups_data.models.checkpoint import save_model, weights_id
+from ups_data.models.operator import build_operator, conditioning_facts, load_operator
+from ups_data.sources.npz import NpzFile, write_npz
+from ups_data.training.autoencoder import train_autoencoder
+from ups_data.training.frames import open_frames
+
+from .raw import convert_knobs, write_darcy, write_one_array
+from .small_data import CPU, SPLIT, TASKS, VIEWS, WRITERS, knobs, trained
+
+PARAMS = Path(__file__).parents[1] / "params.yaml"
+SIZE = {"width": 16, "depth": 1, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Raw files of every kind, autoencoders trained on them, and operators with random weights."""
+    root = tmp_path_factory.mktemp("predict")
+    for kind, task in TASKS.items():
+        WRITERS[kind](root)
+        model, curve = trained(root, kind, steps=15)
+        save_autoencoder(root / "models" / task / "autoencoder.safetensors", model, curve[-1][0])
+        save_operator(root / "models" / task, kind, model)
+    return root
+
+
+def save_operator(folder, kind, autoencoder):
+    config = autoencoder.config
+    parameters = {
+        "grid": torch.tensor([[0.5], [1.0]]),
+        "mesh": torch.zeros(2, 0),
+        "particles": torch.tensor([[20.0]]),
+        "static grid": torch.tensor([[1.0]]),
+    }
+    static, time_step = kind in ("mesh", "static grid"), {"grid": 0.02, "particles": 1 / 6}.get(kind, 1.0)
+    torch.manual_seed(0)
+    operator = build_operator(
+        SIZE
+        | {
+            "format": "ups-data/operator", "static": static, "token_grid": config["token_grid"],
+            "latent_dim": config["latent_dim"], "periodic": config["periodic"], "history": 1 if static else 2,
+            "bundle": 1 if static else 2, "time_step": time_step, "steps": 1,
+            "conditioning": conditioning_facts(parameters[kind], time_step),
+            "autoencoder": weights_id(autoencoder.state_dict()),
+        }
+    )  # fmt: skip
+    torch.nn.init.normal_(operator.outward.weight, std=0.02)  # untrained it would predict that nothing changes
+    save_model(folder / "operator.safetensors", operator.state_dict(), operator.config)
+
+
+def roll_out(root, kind, file, out, *flags):
+    """Run the stage; returns its exit status."""
+    where = ["--task", TASKS[kind], "--models", str(root / "models"), "--params", str(PARAMS), "--device", "cpu", "-q"]
+    return stage.main([str(file), "--out", str(out), *where, *flags])
+
+
+def models(root, kind):
+    folder = root / "models" / TASKS[kind]
+    return load_autoencoder(folder / "autoencoder.safetensors"), load_operator(folder / "operator.safetensors", CPU)
+
+
+def grid_file(root):
+    return root / "raw" / "grid" / "1D_Advection_Sols_beta0.5.hdf5"
+
+
+@torch.inference_mode()
+def test_the_frames_are_those_of_encode_roll_out_decode(root, tmp_path):
+    assert roll_out(root, "grid", grid_file(root), tmp_path / "r.h5", "--given", "2") == 0
+    with h5py.File(grid_file(root)) as raw, h5py.File(tmp_path / "r.h5") as made:
+        fields = raw["tensor"][:, ::2, ::2]  # the models' view: 5 frames of 32 points
+        autoencoder, operator = models(root, "grid")
+        known = autoencoder.encode({"fields": torch.from_numpy(fields[3, :2, :, None])}, "state")[None]
+        future = operator.rollout(known, torch.tensor([[0.5]]), torch.tensor([0.02]), 3)
+        expected = autoencoder.decode(future[0], None, "state").numpy()
+        assert made["data"].shape == (10, 3, 32, 1)
+        assert made["data"][3] == pytest.approx(expected, abs=1e-5)
+        error = np.sqrt(np.square(expected[..., 0] - fields[3, 2:]).mean(-1) / np.square(fields[3, 2:]).mean(-1))
+        assert made["error"][3, :, 0] == pytest.approx(error, rel=1e-4)
+        assert made["time"][:] == pytest.approx([0.04, 0.06, 0.08])
+        assert made["parameters"][:, 0] == pytest.approx(0.5)
+        assert json.loads(made.attrs["parameter_names"]) == ["advection_speed"]
+        assert (made.attrs["format"], made.attrs["given"]) == ("ups-data/rollout", 2)
+
+
+def test_beyond_the_end_of_the_file_there_is_no_error_to_tell(root, tmp_path):
+    flags = ("--given", "2", "--steps", "7", "--samples", "2")
+    assert roll_out(root, "grid", grid_file(root), tmp_path / "r.h5", *flags) == 0
+    with h5py.File(tmp_path / "r.h5") as made:
+        assert made["data"].shape == (2, 7, 32, 1)
+        assert np.isfinite(made["data"][:]).all()
+        assert np.isfinite(made["error"][:, :3]).all()
+        assert np.isnan(made["error"][:, 3:]).all()
+
+
+def test_the_given_frames_alone_are_enough(root, tmp_path):
+    with h5py.File(grid_file(root)) as raw:
+        whole = raw["tensor"][:]
+    short = tmp_path / grid_file(root).name
+    write_one_array(short, whole[:, :3], {"beta": 0.5})
+    for name, file in (("short", short), ("whole", grid_file(root))):
+        assert roll_out(root, "grid", file, tmp_path / f"{name}.h5", "--given", "2", "--steps", "3") == 0
+    with h5py.File(tmp_path / "short.h5") as short, h5py.File(tmp_path / "whole.h5") as whole:
+        assert np.array_equal(short["data"], whole["data"])
+        assert np.isnan(short["error"][:]).all()
+
+
+@pytest.mark.parametrize("kind", list(TASKS))
+def test_the_same_file_gives_the_same_bytes_and_memory_is_no_matter(root, tmp_path, kind, monkeypatch):
+    file = {"grid": grid_file(root), "mesh": root / "raw/mesh/disk.npz", "particles": root / "raw/particles/3.npz"}[
+        kind
+    ]
+    assert roll_out(root, kind, file, tmp_path / "one.h5", "--given", "2") == 0
+    monkeypatch.setattr("ups_data.evaluation.forecast.BATCH_VALUES", 64)  # a sample at a time
+    monkeypatch.setattr("ups_data.evaluation.predict_grid.BATCH_VALUES", 64)  # and of grids a few frames
+    assert roll_out(root, kind, file, tmp_path / "two.h5", "--given", "2") == 0
+    with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
+        for name in one:
+            assert two[name][()] == pytest.approx(one[name][()], abs=1e-5, nan_ok=True)
+    assert roll_out(root, kind, file, tmp_path / "three.h5", "--given", "2") == 0
+    assert checksum(tmp_path / "three.h5") == checksum(tmp_path / "two.h5")
+
+
+def test_a_mesh_is_solved_from_its_inputs_alone(root, tmp_path):
+    with NpzFile(root / "raw/mesh/disk.npz") as shard:
+        arrays = {name: shard.read(name) for name in shard.shapes}
+    write_npz(tmp_path / "other.npz", arrays | {"solution": arrays["solution"] * 2.0 + 1.0})
+    for name, file in (("a", root / "raw/mesh/disk.npz"), ("b", tmp_path / "other.npz")):
+        assert roll_out(root, "mesh", file, tmp_path / f"{name}.h5") == 0
+    with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
+        assert a["data"].shape == (15, 1, len(arrays["coords"]), 1)
+        assert np.array_equal(a["data"], b["data"])
+        assert not np.allclose(a["error"], b["error"], rtol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_static_problem_on_a_grid_is_solved_from_its_coefficient(tmp_path):
+    generator = np.random.default_rng(0)
+    permeability = np.where(generator.random((12, 16, 16)) < 0.5, 0.1, 1.0).astype(np.float32)
+    solution = generator.random((12, 16, 16)).astype(np.float32)
+    file = write_darcy(tmp_path / "raw" / "2D_DarcyFlow_beta1.0_Train.hdf5", permeability, solution, 1.0)
+    convert_grid("darcy2d", convert_knobs(tmp_path / "raw"), SPLIT, tmp_path, workers=1)
+    splits = (open_frames(tmp_path, "darcy2d", split, "grid", VIEWS["mesh"]) for split in ("train", "val"))
+    small = knobs("mesh", steps=5, latent_len=16)
+    with torch.inference_mode(False):
+        autoencoder, _ = train_autoencoder("darcy2d", *splits, small, state=tmp_path / "s", key="k", device=CPU)
+    folder = tmp_path / "models" / "darcy2d"
+    save_autoencoder(folder / "autoencoder.safetensors", autoencoder, 5)
+    save_operator(folder, "static grid", autoencoder)
+    params = yaml.safe_load(PARAMS.read_text())
+    params["datasets"]["darcy2d"] = params["datasets"].pop("burgers1d")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    flags = ["--task", "darcy2d", "--models", str(tmp_path / "models"), "--params", str(tmp_path / "params.yaml"), "-q"]
+    assert stage.main([str(file), "--out", str(tmp_path / "r.h5"), "--device", "cpu", *flags]) == 0
+    operator = load_operator(folder / "operator.safetensors", CPU)
+    latents = autoencoder.eval().encode({"fields": torch.from_numpy(permeability[3:4, ..., None])}, "input")[:, None]
+    solved = operator(latents, torch.ones(1, 1), torch.ones(1))
+    with h5py.File(tmp_path / "r.h5") as made:
+        assert made["data"].shape == (12, 1, 16, 16, 1)
+        assert made["data"][3] == pytest.approx(autoencoder.decode(solved[:, 0], None, "target").numpy(), abs=1e-5)
+        assert (made.attrs["given"], json.loads(made.attrs["channels"])) == (0, ["solution"])
+
+
+def test_particles_move_with_the_velocity_they_are_given(root, tmp_path):
+    assert (
+        roll_out(root, "particles", root / "raw/particles/3.npz", tmp_path / "r.h5", "--given", "2", "--steps", "4")
+        == 0
+    )
+    with h5py.File(tmp_path / "r.h5") as made:
+        x, v, time = made["positions"][0], made["velocities"][0], made["time"][:]
+        moved = np.diff(x, axis=0)
+        moved -= np.round(moved)  # the box has the period 1
+        trapezoid = 0.5 * (time[1] - time[0]) * (v[1:] + v[:-1])
+        assert np.abs(moved - trapezoid).max() < 0.1 * np.abs(trapezoid).max()
+        assert ((x >= 0) & (x < 1)).all()
+
+
+def test_a_file_that_does_not_fit_is_a_sentence_and_leaves_the_old_rollout(root, tmp_path, capsys):
+    out = tmp_path / "r.h5"
+    out.write_text("an older one")
+    wrong = tmp_path / "1D_Advection_Sols_beta0.5.hdf5"
+    write_one_array(wrong, np.ones((2, 9, 48), np.float32), {"beta": 0.5})
+    for file, flags, wanted in (
+        (wrong, (), "resolution: got [24] at the view of the models, expected [32]"),
+        (grid_file(root), ("--given", "6"), "--given: got 6, expected 2 (the frames the models see) to 5"),
+        (grid_file(root), ("--given", "5"), "all 5 frames are given; say with --steps how many to predict"),
+        (tmp_path / "none.hdf5", (), "is missing"),
+    ):
+        assert roll_out(root, "grid", file, out, *(flags or ("--given", "2"))) == 1
+        assert wanted in capsys.readouterr().err
+    assert out.read_text() == "an older one"
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_models_that_do_not_belong_together_are_refused(root, tmp_path, capsys):
+    folder = tmp_path / "models" / TASKS["grid"]
+    _, operator = models(root, "grid")
+    other, curve = trained(root, "grid", seed=1, steps=5)
+    save_autoencoder(folder / "autoencoder.safetensors", other, curve[-1][0])
+    save_model(folder / "operator.safetensors", operator.state_dict(), operator.config)
+    assert roll_out(tmp_path, "grid", grid_file(root), tmp_path / "r.h5", "--given", "2") == 1
+    assert "was trained on the latents of another autoencoder" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Rollouts of .npz shards: static problems on meshes, and particles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ups_data.errors import UpsDataError
+from ups_data.evaluation.advection import carry
+from ups_data.evaluation.forecast import batches, to_numpy
+from ups_data.evaluation.metrics import displacement, minimum_image, relative, rmse, root_mean_square
+from ups_data.evaluation.predict import Block, Request, Rollout
+from ups_data.geometry import boundary_distance
+from ups_data.sources.mesh_npz import MeshShard
+from ups_data.sources.particles_npz import ParticleShard
+
+
+@contextmanager
+def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
+    """The solutions on a mesh shard, which is open while they are made; UpsDataError for one that does not fit."""
+    with MeshShard(path) as shard:
+        if len(shard.times) > 1:
+            raise UpsDataError(f"{path}: got {len(shard.times)} frames, expected a static problem (no key times)")
+        request.check_channels(path, shard.channels)
+        found = shard.parameters()
+        request.check_parameters(path, list(found))
+        samples = min(shard.samples, request.samples or shard.samples)
+        channels, coords = request.autoencoder.roles["target"], shard.topology.coords
+        yield Rollout(
+            samples=samples,
+            times=np.zeros(1),
+            frames={"data": (len(coords), len(channels))},
+            channels=channels,
+            error_channels=channels,
+            parameters={name: np.full(samples, value) for name, (_, value) in found.items()},
+            blocks=_solutions(shard, request, channels, samples, [value for _, value in found.values()]),
+            arrays={"coords": coords, "cells": shard.topology.cells},
+        )
+
+
+def _solutions(
+    shard: MeshShard, request: Request, channels: list[str], samples: int, values: list[float]
+) -> Iterator[Block]:
+    inputs, topology = request.autoencoder.roles["input"], shard.topology
+    names = [*inputs, *channels]
+    coords = torch.from_numpy(topology.coords.astype(np.float32))
+    distance = torch.from_numpy(boundary_distance(topology.coords, topology.cells).astype(np.float32))
+    for rows in batches(samples, len(coords) * len(names)):
+        fields = np.concatenate(list(shard.blocks(rows, names, frames=1)))
+        size = len(rows)
+        frame = {
+            "fields": torch.from_numpy(np.ascontiguousarray(fields[..., : len(inputs)])),
+            "coords": coords.expand(size, -1, -1),
+            "mask": torch.ones(size, len(coords), dtype=torch.bool),
+            "boundary": distance.expand(size, -1),
+            "topology": torch.zeros(size, dtype=torch.int64),
+        }
+        frame = {name: tensor.to(request.device) for name, tensor in frame.items()}
+        parameters = torch.tensor(values, dtype=torch.float64, device=request.device).expand(size, -1)
+        latents = request.autoencoder.encode(frame, "input")[:, None]
+        solved = request.operator(latents, parameters, torch.ones(size, device=request.device))
+        made = to_numpy(request.autoencoder.decode(solved[:, 0], frame, "target"))[:, None]
+        truth = fields[:, None, :, len(inputs) :]
+        errors = relative(rmse(made, truth), root_mean_square(truth), request.spread(channels))
+        yield Block(slice(rows[0], rows[-1] + 1), slice(0, 1), {"data": made}, errors)
+
+
+@contextmanager
+def particle_rollout(path: Path, request: Request) -> Iterator[Rollout]:
+    """The rollout of a particle shard, one trajectory; raises UpsDataError for one that does not fit."""
+    with ParticleShard(path) as shard:
+        velocities = request.autoencoder.roles["state"]
+        if len(velocities) != shard.dimension:
+            raise UpsDataError(f"{path}: got {shard.dimension} dimensions, expected {len(velocities)}")
+        found = shard.parameters()
+        request.check_parameters(path, list(found))
+        stride = request.autoencoder.config["view"]["time_stride"]
+        times = shard.times[::stride]
+        steps = request.check_given(path, len(times))
+        step = float(times[1] - times[0])
+        yield Rollout(
+            samples=1,
+            times=times[0] + step * np.arange(request.given, request.given + steps),
+            frames=dict.fromkeys(("positions", "velocities"), (shard.particles, shard.dimension)),
+            channels=velocities,
+            error_channels=[name.replace("velocity", "displacement") for name in velocities] + velocities,
+            parameters={name: np.array([value]) for name, (_, value) in found.items()},
+            blocks=_trajectory(shard, request, stride, step, steps, [value for _, value in found.values()]),
+            arrays={"box": shard.box},
+        )
+
+
+def _trajectory(
+    shard: ParticleShard, request: Request, stride: int, step: float, steps: int, values: list[float]
+) -> Iterator[Block]:
+    x, v = (np.concatenate(list(shard.blocks(name)))[None, ::stride] for name in ("positions", "velocities"))
+    given, history, device = request.given, request.operator.history, request.device
+    seen = slice(given - history, given)
+    frame = {
+        "fields": torch.from_numpy(np.ascontiguousarray(v[0, seen])),
+        "coords": torch.from_numpy(np.ascontiguousarray(x[0, seen])),
+        "mask": torch.ones(history, shard.particles, dtype=torch.bool),
+    }
+    known = request.autoencoder.encode({name: tensor.to(device) for name, tensor in frame.items()}, "state")[None]
+    parameters = torch.tensor([values], dtype=torch.float64, device=device)
+    future = request.operator.rollout(known, parameters, torch.full((1,), step, device=device), steps)
+    last = (torch.from_numpy(array[:, given - 1].copy()).to(device) for array in (x, v))
+    places, speeds = map(to_numpy, carry(request.autoencoder, future, *last, step, shard.box))
+    truth = x[:, given : given + steps], v[:, given : given + steps]
+    errors = _errors(request, x[:, given - 1], truth, (places, speeds), step, shard.box) if truth[0].size else None
+    period = np.where(shard.box > 0, shard.box, 1.0)
+    inside = np.where(shard.box > 0, np.mod(places, period), places)
+    yield Block(slice(0, 1), slice(0, steps), {"positions": inside, "velocities": speeds}, errors)
+
+
+def _errors(request: Request, start: np.ndarray, truth: tuple, made: tuple, step: float, box: np.ndarray) -> np.ndarray:
+    """nRMSE of displacements and velocities [1, known steps, 2 D], as `evaluation.points` has them."""
+    (x, v), known = truth, truth[0].shape[1]
+    places, speeds = (values[:, :known] for values in made)
+    went = displacement(x, start, box)
+    target = np.concatenate([went, v], axis=-1)
+    prediction = np.concatenate([went + minimum_image(places - x, box), speeds], axis=-1)
+    spread = request.spread(request.autoencoder.roles["state"])
+    return relative(rmse(prediction, target), root_mean_square(target), np.concatenate([step * spread, spread]))

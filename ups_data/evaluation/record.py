@@ -1,0 +1,65 @@
+"""Rollouts as numbers, reports/<task>/rollouts.npz: truth and operator of a few test trajectories, for the gallery.
+
+Of all kinds: `samples` and the operator's `nrmse` [K], `times` [T], `parameters` [K, P], `parameter_names`, `channels`.
+    grids      truth, operator float16 [K, T, X.., C]; x, y, z: the coordinates
+    particles  truth, operator float32 [K, T, P, D]: positions inside the box; box [D], 0 where it is not periodic
+    meshes     for each k: coords_k [N, 2], cells_k [M, 3], given_k [N], truth_k and operator_k [N, C]; given: its name
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ups_data.evaluation.forecast import Forecast, Forecasts
+from ups_data.files import atomic
+
+
+def write_rollouts(path: Path, kind: str, forecasts: Forecasts, kept: Sequence[Forecast], nrmse: np.ndarray) -> None:
+    """Write the kept forecasts (one sample each, with their errors [K]) atomically; equal forecasts are equal bytes."""
+    samples = [forecast.samples[0] for forecast in kept]
+    facts = {
+        "samples": np.array(samples),
+        "nrmse": np.asarray(nrmse, dtype=np.float64),
+        "times": np.asarray(forecasts.times, dtype=np.float64),
+        "parameters": np.asarray(forecasts.parameters[samples], dtype=np.float64),
+        "parameter_names": np.array(forecasts.parameter_names, dtype=np.str_),
+        "channels": np.array(forecasts.channels, dtype=np.str_),
+    }
+    arrays = {"grid": _grids, "mesh": _meshes, "particles": _particles}[kind](kept)
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **facts, **arrays)
+
+
+def _grids(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
+    fields = {"truth": [f.truth[0] for f in kept], "operator": [f.predictions["operator"][0] for f in kept]}
+    axes = {axis: np.asarray(values) for axis, values in kept[0].geometry.items()}
+    return {name: np.stack(values).astype(np.float16) for name, values in fields.items()} | axes
+
+
+def _meshes(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
+    arrays = {"given": np.array(next(iter(kept[0].known)), dtype=np.str_)}
+    for k, forecast in enumerate(kept):
+        arrays |= {
+            f"coords_{k}": forecast.geometry["coords"].astype(np.float32),
+            f"cells_{k}": forecast.geometry["cells"].astype(np.int32),
+            f"given_{k}": next(iter(forecast.known.values()))[0].astype(np.float16),
+            f"truth_{k}": forecast.truth[0, 0].astype(np.float16),
+            f"operator_{k}": forecast.predictions["operator"][0, 0].astype(np.float16),
+        }
+    return arrays
+
+
+def _particles(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
+    box = np.asarray(kept[0].geometry["box"], dtype=np.float64)
+    period = np.where(box > 0, box, 1.0)
+
+    def places(forecast: Forecast, went: np.ndarray) -> np.ndarray:
+        reached = forecast.known["start"][0] + went[0, ..., : len(box)]
+        return np.where(box > 0, np.mod(reached, period), reached).astype(np.float32)
+
+    truth = [places(forecast, forecast.truth) for forecast in kept]
+    made = [places(forecast, forecast.predictions["operator"]) for forecast in kept]
+    return {"truth": np.stack(truth), "operator": np.stack(made), "box": box}
