@@ -12,7 +12,7 @@ SHELL  := bash
 .SHELLFLAGS := -o pipefail -c
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help env setup repro test test-slow lint format check-lock release report push sync lock clean
+.PHONY: help env setup repro test test-slow lint format docs check-lock release report push sync lock clean
 
 help:            ## list the commands
 	@grep -E '^[a-z-]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -56,6 +56,9 @@ format: $(CHECKER) ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(CHECKER) ## the documentation into site/, warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir site
+
 check-lock: env  ## does dvc.lock match the code and the knobs? The data may be absent
 	$(BIN)/python -m stages.release --check
 
@@ -81,4 +84,4 @@ lock:            ## pin requirements*.in and all they need into requirements*.tx
 	rm -rf .lock
 
 clean:           ## remove what can be made again (not the DVC cache)
-	rm -rf data/raw data/pdebench data/latent_cache artifacts models .state
+	rm -rf data/raw data/pdebench data/latent_cache data/gallery artifacts models .state site

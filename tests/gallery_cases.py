@@ -89,7 +89,7 @@ def write_reports(root: Path) -> None:
         ]
         rows = [[task, given, 4, 5, "all", model, 0.1 * (k + 1), 0.09, 0.5, 2] for k, model in enumerate(models)]
         rows += [[task, given, 4, 5, "viscosity=1", "operator", 9.0, 9.0, 9.0, 1]]
-        files.write_csv(folder / "leaderboard.csv", header, rows)
+        files.write_csv(folder.parent / "leaderboard" / f"{folder.name}.csv", header, rows)
         steps = 1 if kind == "mesh" else STEPS
         curve = [[step, 0.1 * step, *(0.1 + 0.1 * step for _ in models)] for step in range(steps)]
         files.write_csv(folder / "error_per_step.csv", ["step", "time", *models], curve)

@@ -252,6 +252,7 @@ def _splits(manifest: Mapping, entry: Entry | None) -> str:
     shared, leaked = shared_starts(manifest), manifest.get("leaked_share")
     made = {
         "grouped": f"Made by initial condition, seed {manifest['seed']}",
+        "hashed": f"Made by initial condition, each by its own hash, seed {manifest['seed']}",
         "pdebench": "PDEBench's own: the rows of its loaders",
     }.get(manifest["protocol"], "As the files came")
     proof = (

@@ -201,9 +201,10 @@ def latents(cache: Path, task: str) -> dict | None:
 
 def scores(folder: Path) -> dict | None:
     """The leaderboard's rows over the whole test split, and the charts; None before the first evaluation."""
-    if not (folder / "leaderboard.csv").is_file():
+    board = folder.parent / "leaderboard" / f"{folder.name}.csv"
+    if not board.is_file():
         return None
-    rows = [row for row in _table(folder / "leaderboard.csv") if row["subset"] == "all"]
+    rows = [row for row in _table(board) if row["subset"] == "all"]
     protocols: dict[tuple[str, ...], list[Mapping[str, str]]] = {}
     for row in rows:
         protocols.setdefault((row["given"], row["every_point"], row["every_frame"]), []).append(row)
