@@ -38,8 +38,9 @@ setup: env       ## the environment, and DVC's git hooks: status at commit, data
 # A stage at the default knobs keeps one core busy, so datasets run side by side; what they share comes before and after.
 repro: env       ## run the whole pipeline on the sample data, then print the metrics
 	$(BIN)/dvc repro --quiet code
-	$(BIN)/dvc stage list --name-only | sed -n 's/^evaluate@\(.*\)/evaluate@\1 package@\1/p' | \
-	  xargs -P $(JOBS) -L 1 $(BIN)/dvc --wait-for-lock repro 2>&1 | cat
+	$(BIN)/dvc stage list --name-only | awk -F@ 'NF == 2 { if (!($$2 in of)) names[++n] = $$2; of[$$2] = of[$$2] " " $$0 } \
+	  END { for (i = 1; i <= n; i++) print of[names[i]] }' | \
+	  xargs -P $(JOBS) -L 1 $(BIN)/dvc --wait-for-lock repro --single-item 2>&1 | cat
 	$(BIN)/dvc repro
 	$(BIN)/dvc metrics show
 
