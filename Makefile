@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 JOBS   ?= 2
+FIRST  ?= navier_stokes2d
 STAMP   = $(VENV)/.installed
 CHECKER = $(VENV)/.checker
 BASE   ?= main
@@ -11,6 +12,8 @@ HOOKS   = $(shell git rev-parse --git-path hooks)
 SHELL  := bash
 .SHELLFLAGS := -o pipefail -c
 export PATH := $(abspath $(BIN)):$(PATH)
+# Packages are compiled when they are first used: without that every command would compile them anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env setup repro test test-slow lint format docs check-lock release report push sync lock clean
 
@@ -35,10 +38,12 @@ setup: env       ## the environment, and DVC's git hooks: status at commit, data
 	  printf '#!/bin/sh\nexec "%s/dvc" git-hook %s "$$@"\n' "$(abspath $(BIN))" $$hook > $(HOOKS)/$$hook; done
 	printf '#!/bin/sh\nexec make push\n' > $(HOOKS)/pre-push
 
-# A stage at the default knobs keeps one core busy, so datasets run side by side; what they share comes before and after.
+# A stage at the default knobs keeps one core busy, so datasets run side by side, the longest begun first; what they share
+# comes before and after.
 repro: env       ## run the whole pipeline on the sample data, then print the metrics
 	$(BIN)/dvc repro --quiet code
-	$(BIN)/dvc stage list --name-only | awk -F@ 'NF == 2 { if (!($$2 in of)) names[++n] = $$2; of[$$2] = of[$$2] " " $$0 } \
+	$(BIN)/dvc stage list --name-only | awk -F@ 'BEGIN { names[n = 1] = "$(FIRST)"; of["$(FIRST)"] = "" } \
+	  NF == 2 { if (!($$2 in of)) names[++n] = $$2; of[$$2] = of[$$2] " " $$0 } \
 	  END { for (i = 1; i <= n; i++) print of[names[i]] }' | \
 	  xargs -P $(JOBS) -L 1 $(BIN)/dvc --wait-for-lock repro --single-item 2>&1 | cat
 	$(BIN)/dvc repro
@@ -64,8 +69,8 @@ docs: $(CHECKER) ## the documentation into site/, warnings as errors
 check-lock: env  ## does dvc.lock match the code and the knobs? The data may be absent
 	$(BIN)/python -m stages.release --check
 
-push: env        ## push what is worth it: archives and models (everything: dvc push)
-	$(BIN)/dvc push package autoencoder train baseline
+push: env        ## push what is worth it: archives, models, the gallery (everything: dvc push)
+	$(BIN)/dvc push package autoencoder train baseline gallery
 
 release: env     ## tag a dataset's version: make release NAME=burgers1d-subset VERSION=v1.0.0
 	$(BIN)/python -m stages.release $(NAME) $(VERSION)
