@@ -134,8 +134,8 @@ def test_what_a_killed_run_has_published_and_another_took_away_is_made_again(gri
 
     real = files.publish
 
-    def publish_one(temporary, final, flush=True):
-        real(temporary, final, flush)
+    def publish_one(temporary, final):
+        real(temporary, final)
         if final.name == "burgers1d_train.h5":
             os.kill(os.getpid(), signal.SIGKILL)
 
