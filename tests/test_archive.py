@@ -164,7 +164,7 @@ def test_numbers_that_recur_are_deflated(tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_files(tmp_path):
-    """Peak memory of a process that packs and unpacks 96 MB is that of one that does 40 MB."""
+    """Peak memory of a process that packs and unpacks 240 MB is that of one that does 96 MB."""
     code = (
         "import sys\n"
         "from pathlib import Path\n"
@@ -174,13 +174,13 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
         "print(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0])\n"
     )
     peaks = []
-    for megabytes in (40, 96):
+    for megabytes in (96, 240):
         file = tmp_path / f"{megabytes}.npy"
         np.save(file, np.random.default_rng(0).standard_normal((megabytes, 1 << 18), dtype="f4"))
         command = [sys.executable, "-c", code, file]
         done = subprocess.run(command, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=True)
         peaks.append(int(done.stdout) / 1024)
-    assert peaks[1] < peaks[0] + 16
+    assert peaks[1] < peaks[0] + 32
 
 
 # --- what others read and write ------------------------------------------------------------------
