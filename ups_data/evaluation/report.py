@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ups_data import files
+from ups_data import console, files
 from ups_data.evaluation import leaderboard, metrics
 from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.grids import grid_forecasts
@@ -71,10 +71,12 @@ def gather(
     powers: Callable[[Forecast], Powers] | None = None,
     banded: bool = False,
     keep: Collection[int] = (),
+    bar: console.Progress | None = None,
 ) -> Gathered:
     """Score every batch as it comes, at every n-th point for each n of `points`.
 
-    Spectrum (and bands) are taken at the first of them, by `powers`. `keep`: samples whose forecasts are kept.
+    Spectrum (and bands) are taken at the first of them, by `powers`. `keep`: samples whose forecasts are kept. `bar`
+    goes on by the samples scored.
     """
     order, kept, spectrum = [], [], Spectrum(forecasts.spread)
     parts: dict[int, list[dict[str, np.ndarray]]] = {n: [] for n in points}
@@ -87,6 +89,8 @@ def gather(
                 spectrum.add(found)
             parts[n].append(score(viewed, forecasts.spread, found.get("operator") if banded else None))
         kept += [forecast.only(row) for row, sample in enumerate(forecast.samples) if sample in keep]
+        if bar:
+            bar.advance(len(forecast.samples))
     rows = np.argsort(order)
     scores = {
         n: {name: np.concatenate([part[name] for part in own])[rows] for name in own[0]} for n, own in parts.items()
@@ -165,17 +169,19 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
     The first protocol makes everything, the others only rows of the leaderboard.
     """
     kind, points, static = knobs.kind, knobs.evaluate.points, evaluation.operator.static
-    with torch.inference_mode():
-        forecasts = FORECASTS[kind](evaluation)
-        samples = len(forecasts.parameters)
-        chosen = evenly(samples, knobs.evaluate.pictures)
-        keep = {*chosen, *(evenly(samples, STATIC_PICTURES) if static else [])}
-        found = gather(forecasts, points, POWERS[kind], kind in BANDED, keep)
+    others = [] if static else knobs.evaluate.given[1:]
+    forecasts = FORECASTS[kind](evaluation)
+    samples = len(forecasts.parameters)
+    chosen = evenly(samples, knobs.evaluate.pictures)
+    keep = {*chosen, *(evenly(samples, STATIC_PICTURES) if static else [])}
+    total = samples * (1 + len(others))
+    with torch.inference_mode(), console.progress(f"evaluate {task}", total, "trajectories") as bar:
+        found = gather(forecasts, points, POWERS[kind], kind in BANDED, keep, bar)
         board = board_rows(task, forecasts, evaluation, found)
-        for given in [] if static else knobs.evaluate.given[1:]:
+        for given in others:
             other = replace(evaluation, given=given)
             more = FORECASTS[kind](other)
-            board += board_rows(task, more, other, gather(more, points))
+            board += board_rows(task, more, other, gather(more, points, bar=bar))
     scores, cache = found.scores[points[0]], evaluation.cache.manifest
     result = summary(scores, cache["bytes"] / cache["data_bytes"])
     files.write_json(folder / "details.json", details(scores, forecasts, protocol(evaluation, forecasts, points[0])))
