@@ -41,7 +41,7 @@ def _work(args: argparse.Namespace) -> str:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return ""
     print(holdings.file_table(rows) if args.what else holdings.family_table(rows))
-    return holdings.summary(rows)
+    return f"{holdings.summary(rows)}; next: python -m stages.download WHAT"
 
 
 if __name__ == "__main__":

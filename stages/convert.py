@@ -83,7 +83,8 @@ def _pattern(args: argparse.Namespace) -> str:
     pattern = str(Path(args.root) / args.pattern) if args.root else args.pattern
     paths = find_files(pattern, args.limit)
     manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers, scheduler=args.scheduler)
-    return f"{target}: {manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"
+    made = f"{manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"
+    return f"{target}: {made}; next: python -m stages.inspect {target}"
 
 
 if __name__ == "__main__":

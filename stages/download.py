@@ -61,7 +61,7 @@ def _work(args: argparse.Namespace) -> str:
         more = f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""
         raise UpsDataError(f"{outcome.failures[0]}{more}; {counts}")
     share = f"; to share them: git add {OFFICIAL}, commit, dvc push" if changed else ""
-    return f"{counts}, verified{share}"
+    return f"{counts}, verified{share}; next: python -m stages.convert TASK (entries: docs/families.md)"
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def _work(args: argparse.Namespace) -> str:
             raise UpsDataError(
                 f"dvc.lock does not match for {some(stale)}; run `dvc repro` (`dvc status` says why) and commit"
             )
-        return "dvc.lock matches the code, the knobs and the data at hand"
+        return "dvc.lock matches the code, the knobs and the data at hand; next: make push"
     if not (args.name and args.version):
         raise UpsDataError("name and version are needed, e.g. make release NAME=burgers1d-subset VERSION=v1.0.0")
     return release(args.name, args.version, remote=args.remote)

@@ -29,7 +29,7 @@ def _work(args: argparse.Namespace) -> str:
         print(text, end="")
         return ""
     files.write_text(args.out, text)
-    return f"wrote {args.out}"
+    return f"wrote {args.out}; next: put it into the pull request"
 
 
 if __name__ == "__main__":

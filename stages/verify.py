@@ -37,7 +37,7 @@ def _work(args: argparse.Namespace) -> str:
     summary = f"{count} objects, {size / 1e6:.1f} MB rehashed"
     if broken:
         raise UpsDataError(f"{summary}; {broken} broken, see above")
-    return f"{summary}, none broken"
+    return f"{summary}, none broken; next: make push"
 
 
 if __name__ == "__main__":
