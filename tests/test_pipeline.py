@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,13 @@ def test_every_dataset_reads_what_some_solver_writes():
     params = load_params(ROOT / "params.yaml")
     written = {solver.folder for solver in params.simulate.values()}
     assert {f"{d.convert.root}/{d.convert.folder}" for d in params.datasets.values()} <= written
+
+
+def test_git_holds_no_data():
+    """What is large belongs to DVC: a stray file in a commit stays in the history for everyone."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sizes = {name: (ROOT / name).stat().st_size for name in listed.split("\0") if (ROOT / name).is_file()}
+    assert sizes and {name for name, size in sizes.items() if size > 2_000_000} == set()
 
 
 LIGHT = ["audit", "convert", "download", "hydrate", "package", "registry", "simulate", "sync", "verify"]
