@@ -1,4 +1,4 @@
-"""FNO and U-Net on the data, the minutes and the recipe of the latent operator (bench/burgers_gpu.py), on one GPU.
+"""FNO and U-Net on the data, the minutes and the recipe of the latent operator (bench/full_size.py), on one GPU.
 
 They work on fields in physical space: one frame to the next 8 of the protocol as residuals, unrolled 1, 2 and 4 times,
 the same loss, augmentation, schedule and choice by validation. Prints one JSON line a result. Needs neuraloperator.
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.burgers_gpu import STRIDE, TASK, protocol, test_frames
+from bench.full_size import CONFIG, Test, the_dataset
 from ups_data import console
 from ups_data.execution import pick_device
 from ups_data.params import Optimiser
@@ -31,6 +31,8 @@ from ups_data.training.losses import relative_error
 from ups_data.training.sampling import evenly
 from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper
 
+TASK, DATASET = the_dataset(CONFIG, ())
+STRIDE = DATASET.evaluate.stride
 BUNDLE, CALLS = 8, (1, 2, 4)
 JUDGED = 256  # validation trajectories
 
@@ -38,7 +40,7 @@ JUDGED = 256  # validation trajectories
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, evaluate, print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--folder", type=Path, default=Path("burgers_gpu"), help="where bench.burgers_gpu wrote")
+    parser.add_argument("--folder", type=Path, default=Path("full_size"), help="where bench.full_size wrote")
     parser.add_argument("--minutes", type=float, default=15.0, help="of training, each")
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--batch", type=int, default=64)
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.set_level(console.QUIET)
     torch.set_float32_matmul_precision("high")
     device = pick_device(args.device)
+    test = Test(args.folder, TASK, DATASET, device)
     splits = {split: load(args.folder, split, device) for split in ("train", "val")}
     for name in args.models:
         torch.manual_seed(0)
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "parameters": sum(p.numel() * (2 if p.is_complex() else 1) for p in model.parameters()),
             "validation": min(row[2] for row in curve),
         }
-        for row in protocol(name, test_frames(args.folder, device), model.rollout):
+        for row in test.score(name, lambda frame, steps, _, model=model: model.rollout(frame, steps)):
             print(json.dumps(row | facts), flush=True)
     return 0
 

@@ -62,7 +62,7 @@ def measure(problem: Problem, knobs: Train, way: str, device: torch.device) -> l
     model = build_operator(operator_config(problem, knobs)).to(device)
     if way == "compiled":
         compile_parts([*model.blocks, problem.autoencoder.decoders[problem.role]], device)
-    optimiser = make_optimiser(model, device)
+    optimiser = make_optimiser(model, device, model.matrices() if knobs.optimiser == "muon" else ())
     set_rate(optimiser, 1e-4)
 
     def loss(batch: Batch) -> torch.Tensor:

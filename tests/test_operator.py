@@ -26,7 +26,8 @@ from ups_data.training.operator import train_operator, unrolling
 
 CPU = torch.device("cpu")
 KNOBS = {
-    "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1], "augment": [],
+    "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1],
+    "optimiser": "muon", "augment": [],
     "steps": 60, "batch": 8, "learning_rate": 1e-2, "seed": 0,
 }  # fmt: skip
 
@@ -110,6 +111,12 @@ def test_on_periodic_axes_a_shift_of_the_tokens_shifts_the_prediction(grid):
     known = torch.tensor([[0.1], [0.5], [1.0]]), torch.full((3,), 0.05)
     assert torch.allclose(model(shift(tokens), *known), shift(model(tokens, *known)), atol=1e-4)
     assert not torch.allclose(model(shift(tokens), *known), model(tokens, *known), atol=1e-2)
+
+
+def test_on_a_ring_turned_copies_are_the_convolution():
+    block = operator(token_grid=(16,)).blocks[0]
+    x = torch.randn(2, 16, 16)
+    assert torch.allclose(block._convolve_ring(x), block._convolve(x), atol=1e-5)
 
 
 def test_on_bounded_axes_place_matters():

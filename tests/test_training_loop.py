@@ -7,7 +7,7 @@ from torch import nn
 from ups_data.errors import UpsDataError
 from ups_data.models.checkpoint import load_model, save_model, weights_id
 from ups_data.params import Optimiser
-from ups_data.training import loop
+from ups_data.training import loop, muon
 
 KNOBS = Optimiser(steps=40, batch=8, learning_rate=1e-2, seed=3)
 
@@ -95,3 +95,51 @@ def test_a_model_that_cannot_be_trusted_is_refused(tmp_path, damage):
         torch.save({"a": torch.ones(3)}, path)
     with pytest.raises(UpsDataError, match=str(path)):
         load_model(path)
+
+
+# --- Muon ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 16), (16, 6), (9, 9)])
+def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    found = muon.polar(matrices)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.5 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(matrices, full_matrices=False)
+    along = (u.mT @ found @ v.mT).abs()  # of U V^T, whose singular vectors are those of the matrices
+    assert torch.allclose(along, torch.diag_embed(along.diagonal(dim1=1, dim2=2)), atol=1e-4)
+
+
+def test_a_matrix_without_a_gradient_does_not_move():
+    assert muon.polar(torch.zeros(2, 4, 3)).abs().max() == 0
+
+
+def test_an_update_is_as_large_as_the_learning_rate_says_whatever_the_gradient():
+    for scale in (1e-6, 1.0, 1e6):
+        matrix = nn.Parameter(torch.zeros(64, 32))
+        matrix.grad = scale * torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
+        muon.Muon([matrix], 0.01, 0.0).step()
+        assert matrix.square().mean().sqrt().item() == pytest.approx(0.01 * muon.RMS, rel=0.3)
+
+
+def test_muon_trains_its_matrices_and_adamw_the_rest(tmp_path):
+    target, offset = torch.randn(24, 24, generator=torch.Generator().manual_seed(5)) / 5, torch.linspace(-1, 1, 24)
+    torch.manual_seed(0)
+    model = nn.Linear(24, 24)
+
+    def validate():
+        return max((model.weight - target).abs().max().item(), (model.bias - offset).abs().max().item())
+
+    curve = loop.fit(
+        model,
+        lambda step: {"x": torch.randn(8, 24, generator=loop.step_generator(0, step))},
+        lambda batch: (model(batch["x"]) - batch["x"] @ target.T - offset).square().mean(),
+        validate,
+        Optimiser(steps=200, batch=8, learning_rate=5e-2, seed=0),
+        state=tmp_path,
+        key="k",
+        label="matrix",
+        matrices=[model.weight],
+    )
+    assert curve[-1][2] < 0.1

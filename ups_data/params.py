@@ -212,6 +212,9 @@ class Train(Optimiser):
     strides: list[Positive] = Field(
         min_length=1, description="Time steps it learns, in frames of the view; they take turns in training"
     )
+    optimiser: Literal["adamw", "muon"] = Field(
+        description="Of the matrices in the blocks: AdamW, or Muon, which makes the singular values of an update equal"
+    )
     augment: list[Literal["shift", "reflection"]] = Field(
         description="Symmetries that make new trajectories: shift, along periodic axes; reflection, u(x) -> -u(-x)"
     )

@@ -112,6 +112,10 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.wide = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
+    def matrices(self) -> list[Tensor]:
+        """The weights that act on tokens, [out, in]."""
+        return [layer.weight for layer in (self.mix, self.qkv, self.out, self.wide[0], self.wide[2])]
+
     def forward(self, x: Tensor, condition: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, L, width] to the same, under the condition [B, width]."""
         scales, shifts = (
@@ -123,9 +127,19 @@ class Block(nn.Module):
         return x + self.wide(torch.addcmul(c, _norm(x), third))
 
     def _convolve(self, x: Tensor) -> Tensor:
+        if x.is_cuda and self.periodic == (True,):
+            return self._convolve_ring(x)
         grid = x.transpose(1, 2).unflatten(2, self.token_grid)  # [B, width, L..]
         grid = pad_grid(grid, self.periodic, self.taps // 2)
         return self.near(grid).flatten(2).transpose(1, 2)
+
+    def _convolve_ring(self, x: Tensor) -> Tensor:
+        """The same as a sum of turned copies, which a compiler makes one kernel of; libraries want transposes."""
+        weight, half = self.near.weight[:, 0], self.taps // 2
+        total = self.near.bias.expand_as(x)
+        for tap in range(self.taps):
+            total = torch.addcmul(total, x.roll(half - tap, dims=1), weight[:, tap])
+        return total
 
     def _attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         parts = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [3, B, heads, L, d]
@@ -160,6 +174,10 @@ class LatentOperator(nn.Module):
         self.register_buffer("sin", angles.sin(), persistent=False)
         nn.init.zeros_(self.outward.weight)  # an untrained operator predicts persistence
         nn.init.zeros_(self.outward.bias)
+
+    def matrices(self) -> list[Tensor]:
+        """The matrices inside the blocks, which the optimiser Muon is made for."""
+        return [matrix for block in self.blocks for matrix in block.matrices()]
 
     def forward(
         self, history: Tensor, parameters: Tensor, time_step: Tensor, static_fields: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The training loop: AdamW on a warm-up and cosine schedule, the best weights by validation, resumable.
+"""The training loop: AdamW or Muon on a warm-up and cosine schedule, the best weights by validation, resumable.
 
 A step's batch depends on the seed and the step number alone, so a run that was killed and goes on draws the
 same batches and follows the same curve.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ups_data import console, files
 from ups_data.errors import UpsDataError
 from ups_data.params import Optimiser
 from ups_data.training import ranks
+from ups_data.training.muon import Both
 from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper, uncompiled
 
 WARM_UP = 0.05  # share of the steps over which the learning rate rises
@@ -53,6 +54,7 @@ def fit(
     label: str,
     checks: int = 20,
     whole: Collection[str] = (),
+    matrices: Sequence[Tensor] = (),
 ) -> list[tuple[int, float, float, float]]:
     """Train `model` in place and leave its best weights in it.
 
@@ -63,10 +65,11 @@ def fit(
     CURVE. Raises UpsDataError when the loss is not finite.
 
     Under torchrun every rank draws the same batch and trains on its share of it; `whole` names the tensors of a batch
-    that all ranks need, because their rows are no samples. Rank 0 saves the state.
+    that all ranks need, because their rows are no samples. Rank 0 saves the state. `matrices`: weights that Muon
+    trains, the others are AdamW's.
     """
     device = next(model.parameters()).device
-    optimiser = make_optimiser(model, device)
+    optimiser = make_optimiser(model, device, matrices)
     step, curve, best = _resume(model, optimiser, state, key, label)
     every = max(1, knobs.steps // checks)
     losses: list[Tensor] = []
@@ -101,12 +104,12 @@ def fit(
 
 
 def _save(
-    model: nn.Module, optimiser: torch.optim.Optimizer, best: dict, state: Path, key: str, step: int, curve: list
+    model: nn.Module, optimiser: torch.optim.Optimizer | Both, best: dict, state: Path, key: str, step: int, curve: list
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-    for index, moments in optimiser.state_dict()["state"].items():
-        tensors |= {f"optimiser.{index}.{name}": value for name, value in moments.items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"moments.{name}/{field}": value for field, value in optimiser.state[parameter].items()}
     header = {"key": key, "step": str(step), "curve": json.dumps(curve)}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with files.atomic(state / "state.safetensors") as temporary:
@@ -114,7 +117,7 @@ def _save(
 
 
 def _resume(
-    model: nn.Module, optimiser: torch.optim.Optimizer, state: Path, key: str, label: str
+    model: nn.Module, optimiser: torch.optim.Optimizer | Both, state: Path, key: str, label: str
 ) -> tuple[int, list, dict]:
     """(step, curve, best weights) of an interrupted run with this key, or a fresh start."""
     path = state / "state.safetensors"
@@ -131,14 +134,13 @@ def _resume(
     except (SafetensorError, KeyError, OSError):
         return 0, [], {}  # a damaged state is no state: start again
     model.load_state_dict(_under("model.", tensors))
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimiser.", tensors).items():
-        index, field = name.split(".", 1)
-        moments.setdefault(int(index), {})[field] = tensor
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    device = next(model.parameters()).device
+    parameters = dict(model.named_parameters())
+    for name, tensor in _under("moments.", tensors).items():
+        parameter, _, field = name.partition("/")
+        optimiser.state[parameters[parameter]][field] = tensor.to(device)
     step = int(header["step"])
     console.say(f"{label}: going on from step {step}")
-    device = next(model.parameters()).device
     best = {name: tensor.to(device) for name, tensor in _under("best.", tensors).items()}
     return step, [tuple(row) for row in json.loads(header["curve"])], best
 

@@ -221,5 +221,6 @@ def train_operator(
         label=label,
         checks=CHECKS,
         whole=("looked_at",),
+        matrices=model.matrices() if knobs.optimiser == "muon" else (),
     )
     return model, curve

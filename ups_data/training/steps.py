@@ -7,13 +7,14 @@ draws batches, ahead of the device, and never waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from ups_data.training import ranks
+from ups_data.training.muon import Both, Muon
 
 Batch = dict[str, Tensor]
 CLIP = 1.0  # gradient norm: keeps an unrolled loss from throwing the weights away
@@ -21,16 +22,23 @@ WEIGHT_DECAY = 1e-5
 WARM_UP = 3  # steps before a recording: libraries choose their algorithms and compilers compile in them
 
 
-def make_optimiser(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; on a GPU in one kernel, its learning rate a tensor there that a recorded step reads."""
-    if device.type != "cuda":
-        return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=WEIGHT_DECAY)
-    rate = torch.zeros((), device=device)
-    real = all(parameter.is_floating_point() for parameter in model.parameters())  # complex ones cannot be fused
-    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=real, capturable=True)
+def make_optimiser(
+    model: nn.Module, device: torch.device, matrices: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer | Both:
+    """AdamW, and Muon for those of the weights that are among `matrices`.
+
+    On a GPU the learning rate is a tensor there, which a recorded step reads, and AdamW one kernel.
+    """
+    rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
+    inner = {id(matrix) for matrix in matrices}
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in inner]
+    real = all(parameter.is_floating_point() for parameter in rest)  # complex ones cannot be fused
+    options = {"fused": real, "capturable": True} if device.type == "cuda" else {}
+    adamw = torch.optim.AdamW(rest, lr=rate, weight_decay=WEIGHT_DECAY, **options)
+    return Both(adamw, Muon(matrices, rate, WEIGHT_DECAY)) if matrices else adamw
 
 
-def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+def set_rate(optimiser: torch.optim.Optimizer | Both, rate: float) -> None:
     """Set the learning rate, in place where it is a tensor."""
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -58,7 +66,7 @@ def uncompiled(device: torch.device) -> Iterator[None]:
 
 
 def stepper(
-    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Callable[[Batch], Tensor], device: torch.device
+    model: nn.Module, optimiser: torch.optim.Optimizer | Both, loss: Callable[[Batch], Tensor], device: torch.device
 ) -> Callable[[Batch], Tensor]:
     """The function that trains `model` on a batch and returns its loss, detached."""
     step = plain_step(model, optimiser, loss)
@@ -67,7 +75,7 @@ def stepper(
 
 
 def plain_step(
-    model: nn.Module, optimiser: torch.optim.Optimizer, loss: Callable[[Batch], Tensor]
+    model: nn.Module, optimiser: torch.optim.Optimizer | Both, loss: Callable[[Batch], Tensor]
 ) -> Callable[[Batch], Tensor]:
     """A training step as it is written, on any device."""
 
@@ -86,7 +94,7 @@ def plain_step(
 class Recorded:
     """A training step as CUDA graphs, one a shape of batch; `loss` must be a function of the batch's tensors alone."""
 
-    def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, step: Callable[[Batch], Tensor]):
+    def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer | Both, step: Callable[[Batch], Tensor]):
         self.model, self.optimiser, self.step = model, optimiser, step
         self.pool = torch.cuda.graph_pool_handle()  # recordings share their memory: one is replayed at a time
         self.recordings: dict[tuple, tuple[Batch, Tensor, torch.cuda.CUDAGraph]] = {}
@@ -120,6 +128,7 @@ class Recorded:
             for tensor, kept in zip(self.model.state_dict().values(), weights, strict=True):
                 tensor.copy_(kept)
             for parameter, state in self.optimiser.state.items():
+                before = moments.get(parameter, {})
                 for name, tensor in state.items():
-                    tensor.copy_(moments[parameter][name]) if parameter in moments else tensor.zero_()
+                    tensor.copy_(before[name]) if name in before else tensor.zero_()
         return inputs, value, graph
