@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data import console
 from ups_data.errors import UpsDataError
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and audit; returns the exit status."""
     parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.audit burgers1d advection1d")
     parser.add_argument("tasks", nargs="+", metavar="task", help="converted tasks; together they must not leak either")
-    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
+    add_flags(parser, "data")
     return run(audit_tasks, parser, argv)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data.params import dataset_params, load_params
 
 
@@ -21,12 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and train; returns the exit status."""
     parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.autoencoder burgers1d")
     parser.add_argument("task", help="a dataset of params.yaml")
-    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
-    parser.add_argument(
-        "--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside"
-    )
-    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the learning curves")
-    parser.add_argument("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    add_flags(parser, "data", "models", "reports", "device", reports="folder of the learning curves")
     return run(train, parser, argv)
 
 
@@ -35,14 +30,13 @@ def train(args: argparse.Namespace) -> str:
     params = load_params(args.params, args.set)
     knobs = dataset_params(params, args.task)
     from ups_data.execution import pick_device
-    from ups_data.files import remove, write_csv
     from ups_data.manifest import content_key
     from ups_data.models.autoencoder import save_autoencoder
     from ups_data.training import ranks
     from ups_data.training.autoencoder import round_trip, train_autoencoder
     from ups_data.training.frames import open_frames
-    from ups_data.training.loop import CURVE
     from ups_data.training.minutes import minutes
+    from ups_data.training.publish import publish
     from ups_data.training.tracking import tracked
 
     with ranks.joined(pick_device(args.device)) as device:
@@ -51,18 +45,21 @@ def train(args: argparse.Namespace) -> str:
         key = content_key(
             data=train.manifest["key"], knobs=knobs.autoencoder.model_dump(), view=knobs.view.model_dump()
         )
-        checkpoint = Path(args.models) / args.task / "autoencoder.safetensors"
+        models, reports = Path(args.models) / args.task, Path(args.reports) / args.task
         with tracked(params, args.task, "autoencoder") as run:
-            with minutes(Path(args.reports) / args.task, "autoencoder", device, state):
+            with minutes(reports, "autoencoder", device, state):
                 model, curve = train_autoencoder(
                     args.task, train, val, knobs.autoencoder, state=state, key=key, device=device
                 )
-            if ranks.rank() == 0:
-                save_autoencoder(checkpoint, model, knobs.autoencoder.steps)
-                write_csv(Path(args.reports) / args.task / "autoencoder.csv", CURVE, curve)
-                run.curve(CURVE, curve)
-                run.model("autoencoder", checkpoint)
-                remove(state)
+            publish(
+                run,
+                "autoencoder",
+                lambda path: save_autoencoder(path, model, knobs.autoencoder.steps),
+                curve,
+                models=models,
+                reports=reports,
+                state=state,
+            )
     errors = ", ".join(f"{channel} {error:.2g}" for channel, error in round_trip(model, val, device).items())
     return f"{args.task}: round-trip nRMSE on val: {errors}; next: python -m stages.latents {args.task}"
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data import cards, registry
 from ups_data.catalogue import all_entries, read_catalogue
 from ups_data.manifest import read_manifest
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and write the card; returns the exit status."""
     parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.cards burgers1d")
     parser.add_argument("task", help="a dataset of params.yaml, converted")
-    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the manifest (data/pdebench)")
+    add_flags(parser, "data", data="folder of the manifest (data/pdebench)")
     parser.add_argument("--entries", default=registry.ENTRIES, metavar="DIR", help=f"entries ({registry.ENTRIES})")
     parser.add_argument("--out", default=str(cards.CARDS), metavar="DIR", help=f"folder of the cards ({cards.CARDS})")
     return run(_work, parser, argv)

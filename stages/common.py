@@ -19,6 +19,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # beside it does (`make repro`). Set OMP_NUM_THREADS for larger ones.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Flags that several stages have: default, metavar, help.
+FLAGS = {
+    "data": ("data/pdebench", "DIR", "folder of the converted splits"),
+    "cache-dir": ("data/latent_cache", "DIR", "folder of the latent caches"),
+    "models": ("models", "DIR", "folder of the checkpoints, one a task inside"),
+    "reports": ("reports", "DIR", "folder of the results, one a task inside"),
+    "device": ("auto", None, "auto (CUDA when there), cpu, cuda or cuda:N"),
+}
+
 
 def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
     """A parser with the flags all stages have; `example` is a command that runs, shown by --help.
@@ -46,6 +55,22 @@ def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
     level.add_argument("-v", "--verbose", action="store_const", dest="level", const=console.VERBOSE, help="say more")
     parser.set_defaults(level=console.NORMAL)
     return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, *names: str, **texts: str) -> None:
+    """Add flags of FLAGS; `texts` has the help of those that mean something of their own here."""
+    for name in names:
+        default, metavar, text = FLAGS[name]
+        text = texts.get(name.replace("-", "_"), text)
+        parser.add_argument(f"--{name}", default=default, metavar=metavar, help=text)
+
+
+def count(text: str) -> int:
+    """The type of a flag that takes a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
+    return value
 
 
 def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:

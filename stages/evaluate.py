@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data.params import dataset_params, load_params
 
 
@@ -29,13 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and evaluate; returns the exit status."""
     parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.evaluate burgers1d")
     parser.add_argument("task", help="a dataset of params.yaml")
-    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
-    parser.add_argument("--cache-dir", default="data/latent_cache", metavar="DIR", help="folder of the latent caches")
-    parser.add_argument(
-        "--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside"
-    )
-    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the results, one a task inside")
-    parser.add_argument("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    add_flags(parser, "data", "cache-dir", "models", "reports", "device")
     return run(evaluate, parser, argv)
 
 

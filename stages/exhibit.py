@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data import files
 from ups_data.params import dataset_params, load_params
 
@@ -19,9 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and collect; returns the exit status."""
     parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.exhibit burgers1d")
     parser.add_argument("task", help="a dataset of params.yaml, converted")
-    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
-    parser.add_argument("--cache-dir", default="data/latent_cache", metavar="DIR", help="folder of the latent caches")
-    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the results, one a task inside")
+    add_flags(parser, "data", "cache-dir", "reports")
     parser.add_argument("--cards", default="docs/datasets", metavar="DIR", help="folder of the cards (docs/datasets)")
     parser.add_argument("--out", default="data/gallery", metavar="DIR", help="folder of the parts (data/gallery)")
     return run(_work, parser, argv)

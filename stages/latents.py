@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, count, run, stage_parser
 from ups_data.console import say
 from ups_data.params import SPLITS, Dataset, dataset_params, load_params
 
@@ -32,25 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("tasks", nargs="+", metavar="task", help="datasets of params.yaml")
     add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS), help="which splits (all)")
-    add("--data", default="data/pdebench", metavar="DIR", help="folder of the converted splits")
-    add("--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside")
-    add("--cache-dir", default="data/latent_cache", metavar="DIR", help="folder to write to, a cache a split inside")
-    add("--latent-len", type=_count, metavar="L", help="tokens the autoencoder must have (knob autoencoder.latent_len)")
-    add("--latent-dim", type=_count, metavar="D", help="numbers a token must have (knob autoencoder.latent_dim)")
-    add("--batch-size", type=_count, metavar="N", help="frames encoded at once (knob latents.batch)")
+    add_flags(parser, "data", "models", "cache-dir", cache_dir="folder to write to, a cache a split inside")
+    add("--latent-len", type=count, metavar="L", help="tokens the autoencoder must have (knob autoencoder.latent_len)")
+    add("--latent-dim", type=count, metavar="D", help="numbers a token must have (knob autoencoder.latent_dim)")
+    add("--batch-size", type=count, metavar="N", help="frames encoded at once (knob latents.batch)")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="number format (knob latents.dtype)")
     add("--workers", type=int, default=1, metavar="N", help="threads that read ahead; 0 reads in turn; same bytes")
     add("--pin-memory", action="store_true", help="read into page-locked memory: faster copies to a GPU")
-    add("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    add_flags(parser, "device")
     add("--overwrite", action="store_true", help="replace caches, also those that are up to date")
     return run(encode, parser, argv)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
 
 
 def encode(args: argparse.Namespace) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data import files
 from ups_data.evaluation import leaderboard
 
@@ -20,7 +20,7 @@ from ups_data.evaluation import leaderboard
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and merge; returns the exit status."""
     parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.leaderboard")
-    parser.add_argument("--reports", default="reports", metavar="DIR", help="folder of the results, one a task inside")
+    add_flags(parser, "reports")
     return run(merge, parser, argv)
 
 

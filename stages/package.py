@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data import registry
 from ups_data.packaging import package_dataset
 from ups_data.params import dataset_params, load_params
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser(__doc__, "python -m stages.package burgers1d --codec gzip --out artifacts")
     parser.add_argument("task", help="a dataset of params.yaml, e.g. burgers1d")
     parser.add_argument("--codec", choices=SUFFIXES, help="how to pack (knob package.codec)")
-    parser.add_argument("--data", default="data/pdebench", metavar="DIR", help="the converted splits (data/pdebench)")
+    add_flags(parser, "data", data="the converted splits (data/pdebench)")
     parser.add_argument("--out", default="artifacts", metavar="DIR", help="where the archive goes (artifacts)")
     parser.add_argument(
         "--entries", default=registry.ENTRIES, metavar="DIR", help=f"where the entry goes ({registry.ENTRIES})"

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, count, run, stage_parser
 from ups_data.params import dataset_params, load_params
 
 
@@ -28,19 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("file", type=Path, help="a raw file")
     add("--task", required=True, help="the dataset of params.yaml whose models are used")
     add("--out", type=Path, required=True, metavar="FILE", help="the HDF5 file to write; one that is there is replaced")
-    add("--steps", type=_count, metavar="N", help="frames to predict (those the file has after the given ones)")
-    add("--given", type=_count, metavar="K", help="frames known before the rollout (knob evaluate.given, the first)")
-    add("--samples", type=_count, metavar="N", help="at most this many samples of the file (all)")
-    add("--models", default="models", metavar="DIR", help="folder of the checkpoints, one a task inside")
-    add("--device", default="auto", help="auto (CUDA when there), cpu, cuda or cuda:N")
+    add("--steps", type=count, metavar="N", help="frames to predict (those the file has after the given ones)")
+    add("--given", type=count, metavar="K", help="frames known before the rollout (knob evaluate.given, the first)")
+    add("--samples", type=count, metavar="N", help="at most this many samples of the file (all)")
+    add_flags(parser, "models", "device")
     return run(roll_out, parser, argv)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
 
 
 def roll_out(args: argparse.Namespace) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import add_flags, run, stage_parser
 from ups_data import console
 from ups_data.params import Solver, load_params, simulate_params
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, metavar="N", help="initial conditions (knob samples)")
     parser.add_argument("--values", type=float, nargs="+", metavar="V", help="parameter values, e.g. 0.001 0.1")
     parser.add_argument("--out", metavar="DIR", help="folder to write to (knob folder)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_flags(parser, "device", device="auto, cpu, cuda or cuda:N")
     return run(_work, parser, argv)
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from ups_data.conversion.grid import convert_grid
 from ups_data.params import Convert, Splits
+from ups_data.sources.raw import RawFile
 from ups_data.stores.grid import GridReader
 
+RNG = np.random.default_rng(3)
 SPLITS = Splits(protocol="grouped", seed=0, train=0.8, val=0.1, test=0.1)
 
 
@@ -114,3 +116,13 @@ def converted(root: Path, pattern: str, out: Path, task: str = "task", **more) -
             key = manifest["source"]["files"][reader.source_file[i]]["name"], int(reader.source_row[i])
             samples[key] = reader.data[i], dict(zip(reader.parameter_names, reader.parameters[i], strict=True))
     return samples, manifest
+
+
+def random(*shape: int) -> np.ndarray:
+    """float32 numbers of that shape, others on every call."""
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def parameters(raw: RawFile, row: int = 0) -> dict[str, tuple[str, float]]:
+    """The parameters of a sample: name -> (its spelling in the file, value)."""
+    return {n: (r, v) for (n, r), v in zip(raw.parameters.items(), raw.values(row), strict=True)}

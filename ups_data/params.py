@@ -6,15 +6,14 @@ defaults: a knob that shapes an output stands in params.yaml, so that DVC sees i
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from ups_data import knobs
 from ups_data.errors import UpsDataError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -37,11 +36,19 @@ class Knobs(BaseModel):
 # --- the sample raw data -------------------------------------------------------------------------
 
 
-class LineSolver(Knobs):
+class RawData(Knobs):
+    """What every solver is told, whatever it solves."""
+
+    folder: str = Field(description="Where the raw files go")
+    seed: Count = Field(
+        description="Seed of what is drawn at random: states, forces, flows, meshes, coefficients, starting points"
+    )
+
+
+class LineSolver(RawData):
     """Burgers or advection on a periodic line; every parameter value starts from the same `samples` states."""
 
     solver: Literal["burgers", "advection"] = Field(description="Which equation is solved")
-    folder: str = Field(description="Where the raw files go")
     seed: Count = Field(
         description="Seed of the initial conditions; tasks with one seed start from the same states, as PDEBench's do"
     )
@@ -54,12 +61,10 @@ class LineSolver(Knobs):
     dtype: Literal["float32", "float64"] = Field(description="Of the solver and of its files")
 
 
-class FlowSolver(Knobs):
+class FlowSolver(RawData):
     """Incompressible Navier-Stokes on a periodic square; `files` files of four trajectories each."""
 
     solver: Literal["navier_stokes"] = Field(description="Which equation is solved")
-    folder: str = Field(description="Where the raw files go")
-    seed: Count = Field(description="Seed of the initial states and forces")
     files: Positive = Field(description="Files of four trajectories each")
     resolution: Annotated[int, Field(ge=16)] = Field(description="Points a side of the square")
     frames: Annotated[int, Field(ge=2)] = Field(description="Stored frames")
@@ -68,12 +73,10 @@ class FlowSolver(Knobs):
     dtype: Literal["float32", "float64"] = Field(description="Of the solver and of its files")
 
 
-class DarcyMeshSolver(Knobs):
+class DarcyMeshSolver(RawData):
     """Darcy flow by P1 finite elements on irregular triangle meshes; one shard a mesh, `samples` fields each."""
 
     solver: Literal["darcy_mesh"] = Field(description="Which equation is solved")
-    folder: str = Field(description="Where the raw files go")
-    seed: Count = Field(description="Seed of meshes and coefficient fields")
     shapes: list[Literal["square", "disk", "l_shape", "annulus", "channel"]] = Field(
         min_length=1, description="Domains that are meshed"
     )
@@ -84,12 +87,10 @@ class DarcyMeshSolver(Knobs):
     )
 
 
-class ParticleSolver(Knobs):
+class ParticleSolver(RawData):
     """Tracers carried by an incompressible flow of drifting Rossby waves; one shard a trajectory."""
 
     solver: Literal["particles"] = Field(description="Which equation is solved")
-    folder: str = Field(description="Where the raw files go")
-    seed: Count = Field(description="Seed of flows and starting points")
     samples: Positive = Field(description="Trajectories; a file each")
     particles: Annotated[int, Field(ge=8)] = Field(description="Tracers of a trajectory")
     frames: Annotated[int, Field(ge=2)] = Field(description="Stored frames")
@@ -330,20 +331,11 @@ def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ())
 
     Raises UpsDataError naming the key, what it got and what it wants.
     """
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UpsDataError(f"{path} is missing; run from the project's folder or name the file with --params") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UpsDataError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UpsDataError(f"{path}: expected the sections simulate and datasets, got {type(tree).__name__}")
-    for override in overrides:
-        _override(tree, override)
+    tree = knobs.read_tree(path, overrides)
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UpsDataError(_sentence(path, error, tree)) from None
+        raise UpsDataError(knobs.sentence(path, error.errors(), tree)) from None
 
 
 def dataset_params(params: Params, task: str) -> Dataset:
@@ -358,59 +350,7 @@ def simulate_params(params: Params, task: str) -> Solver:
 
 def _named(section: dict, task: str, name: str):
     if task not in section:
-        raise UpsDataError(f"params.yaml has no {name}.{task}{_suggest(task, section)}; known: {', '.join(section)}")
+        raise UpsDataError(
+            f"params.yaml has no {name}.{task}{knobs.suggest(task, section)}; known: {', '.join(section)}"
+        )
     return section[task]
-
-
-def _override(tree: dict, text: str) -> None:
-    key, separator, value = text.partition("=")
-    if not separator or not key:
-        raise UpsDataError(f"--set {text!r}: expected KEY=VALUE, e.g. datasets.burgers1d.train.steps=100")
-    *path, last = key.split(".")
-    node = tree
-    for depth, part in enumerate(path):
-        if not isinstance(node, dict) or part not in node:
-            known = node if isinstance(node, dict) else {}
-            raise UpsDataError(f"--set {'.'.join(path[: depth + 1])}: no such section{_suggest(part, known)}")
-        node = node[part]
-    if not isinstance(node, dict) or last not in node:
-        known = node if isinstance(node, dict) else {}
-        raise UpsDataError(f"--set {key}: no such knob{_suggest(last, known)}")
-    try:
-        node[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UpsDataError(f"--set {key}: {value!r} is not a YAML value") from None
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _sentence(path: str | Path, error: ValidationError, tree: dict) -> str:
-    """The first problem, in the user's words: FILE: KEY: got .., expected .."""
-    problems = error.errors()
-    first = problems[0]
-    # A discriminated union puts its tag into the location; a path through the tree does not have it.
-    location, node = [], tree
-    for part in first["loc"]:
-        if isinstance(node, dict) and part not in node and part != first["loc"][-1]:
-            continue
-        location.append(str(part))
-        node = node[part] if isinstance(node, dict | list) and _has(node, part) else None
-    key = ".".join(location) or "the file"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    if first["type"] == "extra_forbidden":
-        parent = tree
-        for part in location[:-1]:
-            parent = parent[part]
-        return f"{path}: {key}: unknown key; take it out or correct its name{more}"
-    if first["type"] == "missing":
-        return f"{path}: {key}: missing; add it{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    got = first["input"] if not isinstance(first["input"], dict) else "these values"
-    return f"{path}: {key}: got {got!r}: {message[:1].lower()}{message[1:]}{more}"
-
-
-def _has(node: object, part: str | int) -> bool:
-    return part in node if isinstance(node, dict) else isinstance(part, int) and part < len(node)

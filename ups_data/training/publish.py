@@ -1,0 +1,39 @@
+"""What a training leaves behind: its checkpoint and its learning curve, and word of both to W&B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ups_data import files
+from ups_data.training import ranks
+from ups_data.training.loop import CURVE
+
+if TYPE_CHECKING:
+    from ups_data.training.tracking import Tracker
+
+
+def publish(
+    run: Tracker,
+    name: str,
+    save: Callable[[Path], object],
+    curve: Sequence[Sequence[float]],
+    *,
+    models: Path,
+    reports: Path,
+    state: Path,
+) -> None:
+    """Write a checkpoint and its learning curve, and tell the run of both; rank 0 does it.
+
+    `save(path)` writes `<models>/<name>.safetensors`; rows of CURVE become `<reports>/<name>.csv`. The folder `state`,
+    which a killed training resumes from, is removed when both are there.
+    """
+    if ranks.rank():
+        return
+    checkpoint = models / f"{name}.safetensors"
+    save(checkpoint)
+    files.write_csv(reports / f"{name}.csv", CURVE, curve)
+    run.curve(CURVE, curve)
+    run.model(name, checkpoint)
+    files.remove(state)
