@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import count, run, stage_parser
 from ups_data.errors import UpsDataError
 from ups_data.params import SPLITS, dataset_params, load_params
 
@@ -27,22 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", metavar="DIR", help="folder of the raw files (knob convert.root)")
     parser.add_argument("--pattern", metavar="GLOB", help="which files of the folder (knob convert.pattern)")
     parser.add_argument("--out", default="data/pdebench", metavar="PATH", help="folder, or file <name>_<split>.h5")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="take at most N files")
-    parser.add_argument("--samples", type=_positive, metavar="N", help="take at most N samples of each file")
-    parser.add_argument("--workers", type=_positive, metavar="N", help="processes (all cores); the bytes do not change")
+    parser.add_argument("--limit", type=count, metavar="N", help="take at most N files")
+    parser.add_argument("--samples", type=count, metavar="N", help="take at most N samples of each file")
+    parser.add_argument("--workers", type=count, metavar="N", help="processes (all cores); the bytes do not change")
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
-        help="a Dask cluster to convert grids on, e.g. tcp://host:8786 ($DASK_SCHEDULER_ADDRESS); see docs/clusters.md",
+        help="a Dask cluster to convert on, e.g. tcp://host:8786 ($DASK_SCHEDULER_ADDRESS); see docs/clusters.md",
     )
     return run(convert, parser, argv)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
 
 
 def convert(args: argparse.Namespace) -> str:
@@ -63,7 +56,9 @@ def _task(args: argparse.Namespace) -> str:
     else:
         from ups_data.conversion.points import convert_points
 
-        manifest = convert_points(args.task, knobs.kind, source, knobs.splits, Path(args.out))
+        manifest = convert_points(
+            args.task, knobs.kind, source, knobs.splits, args.out, workers=args.workers, scheduler=args.scheduler
+        )
     counts = ", ".join(f"{split} {facts['samples']}" for split, facts in manifest["splits"].items())
     return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}"
 

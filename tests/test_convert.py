@@ -72,8 +72,8 @@ def test_statistics_are_those_of_train_alone(raw, tmp_path):
     manifest = convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
     train = converted(tmp_path / "out")["train"].data.astype(np.float64)
     found = manifest["statistics"]["channels"]["u"]
-    assert found["mean"] == pytest.approx(train.mean(), rel=1e-9, abs=1e-12)
-    assert found["std"] == pytest.approx(train.std(), rel=1e-9)
+    assert found["mean"] == pytest.approx(train.mean(), abs=1e-7 * train.std())
+    assert found["std"] == pytest.approx(train.std(), rel=1e-7)
     assert (found["minimum"], found["maximum"]) == (train.min(), train.max())
 
 
@@ -81,7 +81,8 @@ def test_the_bytes_do_not_depend_on_workers_or_blocks_of_time(raw, tmp_path, mon
     for workers in (1, 2, 3):
         convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / f"out{workers}", workers=workers)
     assert digests(tmp_path / "out1") == digests(tmp_path / "out2") == digests(tmp_path / "out3")
-    monkeypatch.setattr(blocks, "BLOCK", 128)  # two frames a block: a sample larger than memory is cut in time
+    monkeypatch.setattr(blocks, "SYNC_FILE_RANGE", None)  # as where the system has no such call
+    monkeypatch.setattr(blocks, "BLOCK", 256)  # two frames a piece: a sample larger than memory is cut in time
     convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "small", workers=2)
     for name in NAMES:
         one, other = (GridReader(tmp_path / folder / f"burgers1d_{name}.h5").data for folder in ("out1", "small"))

@@ -11,14 +11,8 @@ import pytest
 
 from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_one_array
 from ups_data import files
-from ups_data.conversion import blocks, points
+from ups_data.conversion import blocks
 from ups_data.conversion.grid import convert_grid
-from ups_data.conversion.points import convert_points
-from ups_data.params import Splits
-from ups_data.simulate.darcy_mesh import shard as darcy_shard
-from ups_data.sources.npz import write_npz
-
-SPLIT = Splits(protocol="grouped", seed=0, train=0.6, val=0.2, test=0.2)
 
 
 def digests(folder):
@@ -87,6 +81,16 @@ def check_kills(work, out, whole, unit, kills, log):
     assert len(log.read_text().split()) <= units * (survived + 1) + kills
 
 
+def check_kills_beside_workers(work, out, whole):
+    """Kill the work ten times while two processes work for it; outputs are those of `whole` or none."""
+    moments = random.Random(1)
+    for _ in range(10):
+        killed_at(moments.randint(1, 30_000), lambda: work(workers=2))
+        assert digests(out).items() <= whole.items()
+    work()
+    assert digests(out) == whole
+
+
 COPY = blocks.copy_block
 
 
@@ -120,13 +124,7 @@ def test_a_grid_conversion_survives_kills_at_any_moment(grids, kills):
 
 @pytest.mark.slow
 def test_so_it_does_with_worker_processes(grids):
-    work, out, whole, _ = grids
-    moments = random.Random(1)
-    for _ in range(10):
-        killed_at(moments.randint(1, 30_000), lambda: work(workers=2))
-        assert digests(out).items() <= whole.items()
-    work()
-    assert digests(out) == whole
+    check_kills_beside_workers(*grids[:3])
 
 
 def test_what_a_killed_run_has_published_and_another_took_away_is_made_again(grids, monkeypatch):
@@ -148,34 +146,6 @@ def test_what_a_killed_run_has_published_and_another_took_away_is_made_again(gri
     (out / "burgers1d_train.h5").write_bytes(b"of another conversion")
     work()
     assert digests(out) == whole
-
-
-@pytest.fixture
-def meshes(tmp_path, monkeypatch):
-    """A mesh conversion, its outputs, and a log of the splits that were begun."""
-    for index in range(2):
-        write_npz(tmp_path / f"raw/{index}.npz", darcy_shard("square", 0.3, 4, (0, index)))
-    knobs, log = convert_knobs(tmp_path, "*.npz", source="npz", folder="raw"), tmp_path / "log"
-    convert_points("darcy2d_mesh", "mesh", knobs, SPLIT, tmp_path / "whole")
-    scan, write, describe = points.KINDS["mesh"]
-
-    def logged(*arguments):
-        with open(log, "a") as file:
-            file.write("split\n")
-        return write(*arguments)
-
-    monkeypatch.setitem(points.KINDS, "mesh", (scan, logged, describe))
-
-    def work():
-        convert_points("darcy2d_mesh", "mesh", knobs, SPLIT, tmp_path / "out")
-
-    return work, tmp_path / "out", digests(tmp_path / "whole"), log
-
-
-@pytest.mark.parametrize("kills", [5, pytest.param(15, marks=pytest.mark.slow)])
-def test_a_mesh_conversion_survives_them_too_and_keeps_finished_splits(meshes, kills):
-    work, out, whole, log = meshes
-    check_kills(work, out, whole, 3, kills, log)
 
 
 def test_parts_of_other_raw_files_are_not_taken_over(grids, tmp_path):

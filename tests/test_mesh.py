@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 from itertools import pairwise
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
@@ -85,8 +87,8 @@ def test_statistics_come_from_train_alone(converted):
         assert store.manifest["statistics"]["count"] == len(values)
         for channel, name in enumerate(store.channels):
             facts = store.manifest["statistics"]["channels"][name]
-            assert facts["mean"] == pytest.approx(values[:, channel].mean(), rel=1e-12)
-            assert facts["std"] == pytest.approx(values[:, channel].std(), rel=1e-9)
+            assert facts["mean"] == pytest.approx(values[:, channel].mean(), abs=1e-7 * values[:, channel].std())
+            assert facts["std"] == pytest.approx(values[:, channel].std(), rel=1e-7)
             assert (facts["minimum"], facts["maximum"]) == (values[:, channel].min(), values[:, channel].max())
 
 
@@ -252,24 +254,46 @@ def test_a_store_that_is_missing_damaged_or_foreign_is_a_sentence(converted, tmp
         MeshStore(broken)
 
 
+def listing(folder):
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
 @settings(max_examples=25, deadline=None)
-@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), width=st.sampled_from([(), (3,)]))
-def test_packed_rows_come_back_whatever_the_sizes_of_blocks_and_shards(tmp_path_factory, sizes, width):
+@given(
+    sizes=st.lists(st.integers(0, 40), min_size=1, max_size=8), width=st.sampled_from([(), (3,)]), seed=st.integers()
+)
+def test_rows_written_in_any_order_are_the_very_files_that_zarr_writes(tmp_path_factory, sizes, width, seed):
     values = np.random.default_rng(0).normal(size=(sum(sizes), *width))
-    offsets = packed.offsets_of(sizes)
+    folder = tmp_path_factory.mktemp("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(packed, "CHUNK_BYTES", 64)
         patch.setattr(packed, "SHARD_BYTES", 256)
-        group = packed.create_group(tmp_path_factory.mktemp("packed") / "g.zarr")
-        packer = packed.Packer(group, "a", values.shape, "<f8")
-    for start, stop in pairwise(offsets):
-        packer.append(values[start:stop])
-    packer.close()
-    assert np.array_equal(group["a"][:], values)
+        packed.create_group(folder / "ours")
+        array = packed.Array(str(folder / "ours/a"), values.shape, "<f8")
+        packed.create(array)
+        spans = list(pairwise(packed.offsets_of(sizes).tolist()))
+        random.Random(seed).shuffle(spans)
+        for start, stop in spans:
+            array.write(start, values[start:stop])
+        cell = (array.chunk_rows, *width)
+        shard = (array.file_rows, *width) if array.is_sharded else None
+    zarrs = zarr.create_group(store=zarr.storage.LocalStore(folder / "zarr"), zarr_format=3)
+    theirs = zarrs.create_array(
+        "a", shape=values.shape, dtype="<f8", chunks=cell, shards=shard, compressors=None, filters=None, fill_value=0,
+        config={"write_empty_chunks": True},
+    )  # fmt: skip
+    theirs[:] = values
+    assert listing(folder / "ours") == listing(folder / "zarr")
 
 
-def test_a_packer_that_got_too_few_rows_refuses_to_close(tmp_path):
-    packer = packed.Packer(packed.create_group(tmp_path / "g.zarr"), "a", (3,), "<f4")
-    packer.append(np.zeros(2))
-    with pytest.raises(UpsDataError, match="/a: got 2 rows, expected 3"):
-        packer.close()
+@pytest.mark.parametrize("rows", [2, 4])
+def test_a_sample_that_is_not_as_long_as_its_place_is_refused(tmp_path, rows):
+    packed.create_group(tmp_path / "g.zarr")
+    array = packed.Array(str(tmp_path / "g.zarr/a"), (6,), "<f4")
+    packed.create(array)
+    array.write(3, np.ones(3))
+    with pytest.raises(UpsDataError, match=rf"/a: got {rows} rows of a sample, expected 3; the raw files changed"):
+        with packed.filling({"a": packed.Run(array, 0, 3)}) as append:
+            append("a", np.full(rows, 2.0))
+    whole = np.fromfile(array.file(0), dtype="<f4")
+    assert whole[3:].tolist() == [1, 1, 1], "its neighbour is as it was"

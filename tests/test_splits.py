@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.raw import SPLITS
 from ups_data.errors import UpsDataError
 from ups_data.params import Splits
 from ups_data.splits import assign_splits, group_id, leaked_share, positional_splits
-from ups_data.statistics import Moments, merge_all
 
 
 @given(st.lists(st.integers(0, 40), min_size=50, max_size=200).filter(lambda g: len(set(g)) >= 3), st.integers(0, 9))
@@ -82,25 +81,3 @@ def test_the_official_split_leaks_when_several_files_are_pooled():
     assert names[0] == "test" and names[10] == "test"
     other_order = [f"{(i * 7) % 10}" for i in range(10)]  # its twins stand in other rows
     assert leaked_share([*map(str, range(10)), *other_order[::-1]], names) > 0
-
-
-@settings(deadline=None)
-@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**32 - 1), st.floats(-1e3, 1e3))
-def test_moments_merge_to_those_of_the_whole(channels, rows, seed, offset):
-    values = (np.random.default_rng(seed).normal(size=(3, rows, channels)) + offset).astype(np.float32)
-    merged = merge_all(Moments.of(part) for part in values)
-    flat = values.reshape(-1, channels).astype(np.float64)
-    assert merged.count == 3 * rows
-    np.testing.assert_allclose(merged.mean, flat.mean(0), rtol=1e-12, atol=1e-12)
-    np.testing.assert_allclose(merged.std, flat.std(0), rtol=1e-7, atol=1e-9)
-    np.testing.assert_array_equal(merged.minimum, flat.min(0))
-    np.testing.assert_array_equal(merged.maximum, flat.max(0))
-    assert Moments.from_list(merged.to_list()).to_list() == merged.to_list()
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("channel", [0, 1])
-def test_moments_never_hide_a_value_that_is_not_finite(bad, channel):
-    values = np.zeros((100_000, 2), np.float32)
-    values[77_777, channel] = bad
-    assert not Moments.of(values).is_finite()

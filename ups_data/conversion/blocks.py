@@ -6,24 +6,27 @@ sees both files can copy any block at any time, and once more after it was kille
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from ups_data.conversion.plan import Plan, check_finite, read_exact
+from ups_data.conversion.plan import Plan, check_finite, read_exact, read_frames
 from ups_data.sources.grids import open_raw
 from ups_data.sources.raw import Planes, RawFile, read_plain
-from ups_data.statistics import SCRATCH, Moments, Sums, merge_all
+from ups_data.statistics import Sums, new_scratch
 
-BLOCK = 16 << 20  # bytes a block: large against the cost of opening a file, small against 1 GiB of memory
+BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
+PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
+SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it; where not, nothing is lost
+START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Frames [start, stop) of one sample, to be copied to byte `offset` of `target`.
 
     `planes`: where these frames of each channel, `points` numbers a frame, stand in the raw file as they are, if so.
@@ -47,7 +50,7 @@ def blocks_of(plan: Plan, folder: Path, offsets: Mapping[str, int]) -> Iterator[
     frame = int(np.prod(plan.sample_shape[1:])) * 4
     points = int(np.prod(plan.first.space))
     size = frame * plan.first.frames
-    step = max(1, min(plan.first.frames, BLOCK // frame))
+    step = max(1, min(plan.first.frames, BLOCK // PIECES // frame))
     for index, path in enumerate(plan.paths):
         block: list[Piece] = []
         held = 0
@@ -72,7 +75,7 @@ def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, object]:
 
     Runs in a worker process, here or on another machine. Raises UpsDataError for unreadable or non-finite data.
     """
-    found: dict[str, list[Moments]] = {}
+    sums: dict[str, Sums] = {}
     loss = 0.0
     with ExitStack() as stack:
 
@@ -83,33 +86,41 @@ def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, object]:
 
         plain = all(piece.planes for piece in block)
         source = opened(path, os.O_RDONLY) if plain else stack.enter_context(open_raw(path))
+        channels = len(block[0].planes) if plain else len(source.channels)
         targets = {name: opened(name, os.O_WRONLY) for name in sorted({piece.target for piece in block})}
-        memory = Memory()
+        memory = Memory(channels)
         for piece in block:
+            taken = sums.setdefault(piece.split, Sums(channels, memory.scratch))
             if plain:
-                moments, lost = _copy_planes(path, source, piece, targets[piece.target], memory), 0.0
+                _copy_planes(path, source, piece, targets[piece.target], taken, memory)
             else:
-                moments, lost = _copy_values(source, piece, targets[piece.target])
-            found.setdefault(piece.split, []).append(moments)
-            loss = max(loss, lost)
-    return {"moments": {split: merge_all(parts).to_list() for split, parts in found.items()}, "loss": loss}
+                loss = max(loss, _copy_values(source, piece, targets[piece.target], taken))
+        for name, target in targets.items():
+            _start_writing(target, [piece for piece in block if piece.target == name], channels)
+    moments = {split: taken.moments() for split, taken in sums.items()}
+    if not all(found.is_finite() for found in moments.values()):
+        _refuse(path, block)
+    return {"moments": {split: found.to_list() for split, found in moments.items()}, "loss": loss}
+
+
+def _refuse(path: Path, block: Sequence[Piece]) -> None:
+    """Raise UpsDataError for the first number that is not finite."""
+    with open_raw(path) as raw:
+        for piece in block:
+            check_finite(raw, read_frames(raw, piece.row, piece.start, piece.stop), piece.row, piece.start)
 
 
 class Memory:
     """What a copy works in, made once a block: fresh pages for every sample would cost as much as the copy."""
 
-    def __init__(self):
-        self.planes, self.mixed = np.empty(SCRATCH, dtype="<f4"), np.empty(SCRATCH, dtype="<f4")
-        self.scratch = np.empty(SCRATCH)
+    def __init__(self, channels: int):
+        self.scratch = new_scratch(channels)
+        self.planes, self.mixed = np.empty(len(self.scratch), dtype="<f4"), np.empty(len(self.scratch), dtype="<f4")
 
 
-def _copy_planes(path: Path, source: int, piece: Piece, target: int, memory: Memory) -> Moments:
+def _copy_planes(path: Path, source: int, piece: Piece, target: int, sums: Sums, memory: Memory) -> None:
     """Copy by strips that stay in a cache from reading to writing, no library between disk and memory."""
     channels = len(piece.planes)
-    first = np.empty((channels, 1), dtype="<f4")
-    for value, at in zip(first, piece.planes, strict=True):
-        read_plain(path, source, at, value)
-    sums = Sums(first[:, 0], memory.scratch)
     total = (piece.stop - piece.start) * piece.points
     for done in range(0, total, sums.strip):
         rows = min(sums.strip, total - done)
@@ -120,23 +131,17 @@ def _copy_planes(path: Path, source: int, piece: Piece, target: int, memory: Mem
         out = strip
         if channels > 1:
             out = memory.mixed[: rows * channels].reshape(rows, channels)
-            out[:] = strip.T
+            for channel, values in enumerate(strip):  # one after another is seven times as fast as `strip.T`
+                out[:, channel] = values
         _write(target, out, piece.offset + 4 * channels * done)
-    moments = sums.moments()
-    if not moments.is_finite():
-        with open_raw(path) as raw:
-            check_finite(raw, read_exact(raw, piece.row, piece.start, piece.stop), piece.row, piece.start)
-    return moments
 
 
-def _copy_values(raw: RawFile, piece: Piece, target: int) -> tuple[Moments, float]:
-    """Copy what the reader makes of the file; return the greatest loss of rounding too."""
+def _copy_values(raw: RawFile, piece: Piece, target: int, sums: Sums) -> float:
+    """Copy what the reader makes of the file; return the greatest loss of rounding."""
     values, loss = _rounded(raw, piece)
-    moments = Moments.of(values)
-    if not moments.is_finite():
-        check_finite(raw, values, piece.row, piece.start)
+    sums.add_rows(values.reshape(-1, values.shape[-1]))
     _write(target, np.ascontiguousarray(values), piece.offset)
-    return moments, loss
+    return loss
 
 
 def _rounded(raw: RawFile, piece: Piece) -> tuple[np.ndarray, float]:
@@ -148,6 +153,14 @@ def _rounded(raw: RawFile, piece: Piece) -> tuple[np.ndarray, float]:
             return values, 0.0
         lost = np.abs(exact - values) / np.maximum(np.abs(exact), np.finfo(np.float32).tiny)
     return values, float(lost.max())
+
+
+def _start_writing(target: int, pieces: Sequence[Piece], channels: int) -> None:
+    """Let the disk begin with the pieces, which stand side by side, so that the last flush finds little to do."""
+    start, last = pieces[0].offset, pieces[-1]
+    stop = last.offset + 4 * channels * last.points * (last.stop - last.start)
+    if SYNC_FILE_RANGE:
+        SYNC_FILE_RANGE(target, ctypes.c_int64(start), ctypes.c_int64(stop - start), START_WRITING)
 
 
 def _write(target: int, values: np.ndarray, offset: int) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,8 +27,7 @@ from ups_data.splits import assign_splits, group_id, positional_splits
 LOOK = 512  # samples looked at by one process at a time
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):  # a dataclass takes five times as long to make and to pickle, and there are thousands
     """One trajectory on its way: where it stands now, what it is, where it goes."""
 
     file: int
@@ -201,7 +201,7 @@ def _place(samples: list[Sample], names: list[str]) -> list[Sample]:
     places = dict.fromkeys(SPLITS, 0)
     placed = []
     for sample, name in zip(samples, names, strict=True):
-        placed.append(replace(sample, split=name, place=places[name]))
+        placed.append(sample._replace(split=name, place=places[name]))
         places[name] += 1
     return placed
 

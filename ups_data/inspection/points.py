@@ -65,7 +65,7 @@ def _mesh_shard(path: Path, full: bool) -> Look:
 
         measure(look, shard.channels, shard.samples, frames, nodes * len(shard.channels) * 4, read, full)
         if not look.problems:
-            look.add(repeated(shard.groups(shard.samples), range(shard.samples)))
+            look.add(repeated(shard.groups(range(shard.samples)), range(shard.samples)))
             look.panels = _surfaces(shard.topology, shard.channels, read(0, 0, 1)[0])
     look.following = "an entry of params.yaml with source: npz (README, Add a dataset)"
     return look

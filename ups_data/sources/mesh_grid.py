@@ -7,7 +7,8 @@ so that the cotangent Laplacian is the five-point one. The source, one number a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ from ups_data.splits import group_id
 from ups_data.stores.mesh import Topology
 
 SOURCE, STRENGTH = "source", "source_strength"
+BLOCK_BYTES = 16 << 20  # of fields for one process at a time: large against the cost of opening a file
 
 
-class GridMesh:
+class GridMesh(AbstractContextManager):
     """An open grid file as a mesh shard: what `mesh_npz.MeshShard` has, of samples on one mesh."""
 
     def __init__(self, path: str | Path):
@@ -33,25 +35,31 @@ class GridMesh:
                     "the plane: a mesh is made of a static problem with `nu`, `tensor` and `beta`"
                 )
             self._raw, self._stack = raw, stack.pop_all()
-        self.topology = grid_topology(*raw.coordinates.values())
+        self.coords = grid_points(*raw.coordinates.values())
         self.times, self.samples = raw.time, raw.samples
         self.grouped_by = raw.grouped_by
         self.roles = {"input": [*raw.roles["input"], SOURCE], "target": list(raw.roles["target"])}
         self.channels = self.roles["input"] + self.roles["target"]
+        self.together = max(1, BLOCK_BYTES // (4 * len(self.coords) * len(self.channels)))
+
+    @cached_property
+    def topology(self) -> Topology:
+        """The mesh of all samples."""
+        return grid_topology(*self._raw.coordinates.values())
 
     def parameters(self) -> dict[str, tuple[str, float]]:
         """The physical parameters, the same for all samples: name -> (raw name, value)."""
         values = self._raw.values(0)
         return {n: (raw, v) for (n, raw), v in zip(self._raw.parameters.items(), values, strict=True)}
 
-    def groups(self, count: int) -> list[str]:
-        """Ids of the first samples: the mesh and the coefficient on it, whatever the strength of the source."""
-        blocks = self.blocks(range(count), self.grouped_by, frames=1)
-        return [group_id(self.topology.coords, block[0]) for block in blocks]
+    def groups(self, rows: Sequence[int]) -> list[str]:
+        """Ids of some samples: the mesh and the coefficient on it, whatever the strength of the source."""
+        blocks = self.blocks(rows, self.grouped_by, frames=1)
+        return [group_id(self.coords, block[0]) for block in blocks]
 
-    def residuals(self, count: int) -> list[float]:
-        """Relative residual of the equation for the first samples."""
-        return [self._raw.residual(row) for row in range(count)]
+    def residuals(self, rows: Sequence[int]) -> list[float]:
+        """Relative residual of the equation for some samples."""
+        return [self._raw.residual(row) for row in rows]
 
     def blocks(self, samples: Iterable[int], channels: Sequence[str], frames: int) -> Iterator[np.ndarray]:
         """Stream the node fields of those samples: float32 [1, N, C] each; there is one frame."""
@@ -66,20 +74,18 @@ class GridMesh:
             fields[SOURCE] = np.full(values[..., 0].size, strength, dtype=np.float32)
             yield np.stack([fields[name] for name in channels], axis=-1)[None]
 
-    def close(self) -> None:
-        """Close the file."""
+    def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
-    def __enter__(self) -> GridMesh:
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+def grid_points(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The points (x_i, y_j), x outermost: [len(x) * len(y), 2]."""
+    return np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 def grid_topology(x: np.ndarray, y: np.ndarray) -> Topology:
     """The triangle mesh of the points (x_i, y_j), node i * len(y) + j, triangles counter-clockwise."""
-    coords = np.stack(np.meshgrid(x, y, indexing="ij"), axis=-1).reshape(-1, 2)
+    coords = grid_points(x, y)
     node = np.arange(len(coords)).reshape(len(x), len(y))
     a, b, c, d = (corner.ravel() for corner in (node[:-1, :-1], node[1:, :-1], node[1:, 1:], node[:-1, 1:]))
     cells = np.stack([np.stack([a, b, c], axis=1), np.stack([a, c, d], axis=1)], axis=1).reshape(-1, 3)

@@ -57,12 +57,22 @@ class MeshShard(NpzFile):
             if count != self.samples:
                 raise self.wrong(name, f"{count} samples", f"{self.samples} as {target[0]} has")
 
-    def groups(self, count: int) -> list[str]:
-        """Ids of the initial conditions of the first samples: the mesh and the inputs on it, or all fields at t0."""
-        coords = self.topology.coords
-        return [group_id(coords, block[0]) for block in self.blocks(range(count), self.grouped_by, frames=1)]
+    @property
+    def coords(self) -> np.ndarray:
+        """Places of the nodes, float64 [N, 2 or 3]."""
+        return self.topology.coords
 
-    def residuals(self, count: int) -> list[float]:
+    @property
+    def together(self) -> int:
+        """How many samples one process should read: all, because the rows of an array are read one after another."""
+        return self.samples
+
+    def groups(self, rows: Sequence[int]) -> list[str]:
+        """Ids of the initial conditions of some samples: the mesh and the inputs on it, or all fields at t0."""
+        blocks = self.blocks(rows, self.grouped_by, frames=1)
+        return [group_id(self.coords, block[0]) for block in blocks]
+
+    def residuals(self, rows: Sequence[int]) -> list[float]:
         """None: what equation the fields obey is not known here."""
         return []
 

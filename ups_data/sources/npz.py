@@ -9,6 +9,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ class Rows:
             left -= passed
 
 
-class NpzFile:
+class NpzFile(AbstractContextManager):
     """An open shard: the shapes and types of its arrays, and their values on demand.
 
     Raises UpsDataError for a file that is missing, no zip, truncated, or holds pickled objects.
@@ -123,15 +124,8 @@ class NpzFile:
                 raise self.broken(error) from None
         return np.frombuffer(data, dtype=dtype).reshape(shape, order="F" if self.by_column[name] else "C")
 
-    def close(self) -> None:
-        """Close the file."""
-        self._zip.close()
-
-    def __enter__(self) -> NpzFile:
-        return self
-
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._zip.close()
 
     # --- checks that both kinds need --------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -27,8 +27,10 @@ VELOCITY = ("velocity_x", "velocity_y")
 CELLS_A_STEP = 1.0  # the farthest a tracer goes in one step of the integration: the field is smooth within a cell
 
 
-class FlowTracers:
+class FlowTracers(AbstractContextManager):
     """An open flow as a file of particle trajectories, one for each of its samples."""
+
+    together = 1  # trajectory for one process at a time: all frames of the flow are read for it
 
     def __init__(self, path: str | Path, tracers: Tracers):
         self.path, self.tracers = Path(path), tracers
@@ -69,15 +71,8 @@ class FlowTracers:
             )
         return field
 
-    def close(self) -> None:
-        """Close the file."""
-        self._stack.close()
-
-    def __enter__(self) -> FlowTracers:
-        return self
-
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._stack.close()
 
 
 class Trajectory:

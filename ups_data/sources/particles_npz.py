@@ -24,7 +24,7 @@ RADIUS_TOLERANCE = 1e-5  # relative: a pair this close to the radius may fall on
 class ParticleShard(NpzFile):
     """An open particle shard, checked: shapes, times, box and graph at once, the trajectory as it is read."""
 
-    samples = 1
+    samples = together = 1
 
     def __init__(self, path: str | Path):
         super().__init__(path)

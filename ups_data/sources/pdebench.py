@@ -34,7 +34,9 @@ from ups_data.sources.raw import (
     dataset,
     first_points,
     is_float64,
+    open_dataset,
     planes_of,
+    read_all,
 )
 
 VELOCITIES = ("Vx", "Vy", "Vz")
@@ -224,7 +226,8 @@ FAMILIES = {
 
 def _groups(path: Path, file: h5py.File) -> RawFile:
     """A group a sample, `0000`, `0001`, ..: `data` [T, .., C], `grid/{x,y,t}`, attribute `config`."""
-    names = sorted((key for key in file if key.isdigit()), key=int)
+    stat = path.stat()
+    names = _sample_names(path, stat.st_size, stat.st_mtime_ns)
     first = file[names[0]]
     _check_group(path, first)
     family = _family(path, read_config(path, first.attrs))
@@ -239,12 +242,12 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
 
     @lru_cache(1)  # opening is what takes time where a sample is small
     def data_of(row: int) -> h5py.Dataset:
-        data = file[f"{names[row]}/data"]
+        data = open_dataset(file, f"{names[row]}/data")
         check_shape(path, data, shape)
         return data
 
     def read(row: int, start: int, stop: int) -> np.ndarray:
-        values = data_of(row)[start:stop]
+        values = read_all(data_of(row)) if (start, stop) == (0, frames) else data_of(row)[start:stop]
         return values.swapaxes(1, 2) if family.y_first else values
 
     def planes(row: int) -> Planes | None:
@@ -252,9 +255,10 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         return of(0) if of else None
 
     def values(row: int) -> tuple[float, ...]:
-        group = file[names[row]]  # asked for once, when the sample is looked at: the place to check it whole
-        _check_group(path, group)
-        if not np.allclose(first_points(path, group, "grid/t", frames), time, rtol=1e-5, atol=1e-6):
+        group = h5py.Group(h5py.h5g.open(file.id, names[row].encode()))
+        _check_group(path, group)  # asked for once, when the sample is looked at: the place to check it whole
+        points = first_points(path, group, "grid/t", frames)
+        if not (np.array_equal(points, time) or np.allclose(points, time, rtol=1e-5, atol=1e-6)):
             raise UpsDataError(f"{path}: {names[row]}/grid/t differs from {names[0]}/grid/t; fetch it again")
         found = _group_parameters(path, group, family)
         if sorted(found) != sorted(parameters):
@@ -282,9 +286,16 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
     )
 
 
+@lru_cache(4)
+def _sample_names(path: Path, size: int, changed: int) -> list[str]:
+    """The keys of the samples in order; read once in a process, as a file has thousands (`changed`: its time)."""
+    with h5py.File(path, "r") as file:
+        return sorted((key for key in file if key.isdigit()), key=int)
+
+
 def _check_group(path: Path, group: h5py.Group) -> None:
-    for key in ("data", "grid/x", "grid/t"):
-        if key not in group:
+    for key in ("data", "grid", "grid/x", "grid/t"):
+        if not group.id.links.exists(key.encode()):
             raise UpsDataError(f"{path}: the key {group.name.lstrip('/')}/{key} is missing; fetch it again")
 
 

@@ -81,6 +81,27 @@ def constants(found: Mapping[str, tuple[str, float]]) -> dict[str, object]:
     return {"parameters": {name: raw for name, (raw, _) in ordered}, "values": lambda row: shared}
 
 
+def _read_once() -> h5py.h5p.PropDAID:
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(1, 0, 1.0)
+    return access
+
+
+READ_ONCE = _read_once()  # unpacked chunks are not kept for a second reading
+
+
+def open_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    """A dataset that is read once; `group[name]` takes twice as long, which tells where samples are small."""
+    return h5py.Dataset(h5py.h5d.open(group.id, name.encode(), READ_ONCE))
+
+
+def read_all(data: h5py.Dataset) -> np.ndarray:
+    """All of a dataset, as `data[()]` has it, without what h5py does to make sense of an index."""
+    values = np.empty(data.id.shape, data.id.dtype)
+    data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
+
+
 def dataset(path: Path, group: h5py.Group, name: str, dimensions: tuple[int, ...]) -> h5py.Dataset:
     """A dataset of floats with one of those numbers of dimensions; anything else is refused."""
     data = group[name]
@@ -102,7 +123,7 @@ def check_shape(path: Path, data: h5py.Dataset, expected: tuple[int, ...]) -> No
 
 def first_points(path: Path, group: h5py.Group, name: str, wanted: int, most: int | None = None) -> np.ndarray:
     """The first `wanted` of at most `most` coordinates of an axis, float64."""
-    values = group[name][()].astype(np.float64)
+    values = read_all(open_dataset(group, name)).astype(np.float64)
     if values.ndim != 1 or not wanted <= len(values) <= (most or wanted):
         raise UpsDataError(f"{path}: {name}: got the shape {values.shape}, expected {wanted} points; fetch it again")
     return values[:wanted]

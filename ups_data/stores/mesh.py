@@ -19,7 +19,7 @@ Attributes: format "ups-data/mesh", version, task, split, channels, parameter_na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,49 +65,45 @@ class Sample(packed.Sample):
     topology: int
 
 
-def write_mesh(
-    path: Path,
-    sizes: Sequence[Mapping[str, int]],
-    topologies: Iterable[Topology],
-    samples: Sequence[Sample],
-    fields: Iterable[np.ndarray],
-    *,
-    dimension: int,
-    channels: int,
+def create_mesh(
+    path: Path, sizes: Sequence[Mapping[str, int]], samples: Sequence[Sample], *, dimension: int, channels: int
 ) -> None:
-    """Write all arrays of a new store; `describe` completes it.
+    """Make a new store with room for its topologies and fields; `packed.describe` completes it when they are written.
 
-    `sizes`: `Topology.sizes` of every topology; `fields`: blocks [.., N, C] that hold, one after another, every frame
-    of every sample in order. Topologies and blocks are taken one at a time, so that memory stays bounded.
+    `sizes`: `Topology.sizes` of every topology.
     """
-    group = packed.create_group(path)
-    packed.write_samples(group, samples)
-    packed.write_array(group, "topology", np.array([s.topology for s in samples], dtype="<i4"))
-    rows = packed.offsets_of([sizes[s.topology]["node"] * len(s.times) for s in samples])
-    packed.write_array(group, "sample_offsets", rows)
-    total = {}
+    packed.create_group(path)
+    packed.write_samples(path, samples)
+    packed.write_array(path, "topology", np.array([s.topology for s in samples], dtype="<i4"))
+    packed.write_array(path, "sample_offsets", _rows(sizes, samples))
     for part in PARTS:
-        offsets = packed.offsets_of([size[part] for size in sizes])
-        packed.write_array(group, f"{part}_offsets", offsets)
-        total[part] = int(offsets[-1])
-    arrays = {
-        "coords": ((total["node"], dimension), "<f8"),
-        "cells": ((total["cell"], 3), "<i4"),
-        "edges": ((total["edge"], 2), "<i4"),
-        "laplacian_data": ((total["laplacian"],), "<f8"),
-        "laplacian_indices": ((total["laplacian"],), "<i4"),
-        "laplacian_indptr": ((total["node"] + len(sizes),), "<i4"),
-    }
-    with packed.packers(group, arrays) as packers:
-        for topology in topologies:
-            for name, packer in packers.items():
-                packer.append(getattr(topology, name))
-    packed.write_runs(group, "fields", (int(rows[-1]), channels), "<f4", fields)
+        packed.write_array(path, f"{part}_offsets", packed.offsets_of([size[part] for size in sizes]))
+    topologies, fields = places(path, sizes, samples, dimension=dimension, channels=channels)
+    for run in (topologies[0] | fields[0]).values():
+        packed.create(run.array)
 
 
-def describe(path: Path, task: str, split: str, manifest: Mapping) -> None:
-    """Complete a written store with its attributes."""
-    packed.describe(path, format=FORMAT, task=task, split=split, manifest=manifest)
+def places(
+    path: Path, sizes: Sequence[Mapping[str, int]], samples: Sequence[Sample], *, dimension: int, channels: int
+) -> tuple[list[dict[str, packed.Run]], list[dict[str, packed.Run]]]:
+    """Where in a store the arrays of every topology go, by name, and the `fields` of every sample."""
+    offsets = {part: packed.offsets_of([size[part] for size in sizes]).tolist() for part in PARTS}
+    node, cell, edge, entry = (offsets[part] for part in PARTS)
+    runs = packed.runs_of(
+        path,
+        coords=(node, (dimension,), "<f8"),
+        cells=(cell, (3,), "<i4"),
+        edges=(edge, (2,), "<i4"),
+        laplacian_data=(entry, (), "<f8"),
+        laplacian_indices=(entry, (), "<i4"),
+        laplacian_indptr=([n + k for k, n in enumerate(node)], (), "<i4"),
+    )
+    return runs, packed.runs_of(path, fields=(_rows(sizes, samples).tolist(), (channels,), "<f4"))
+
+
+def _rows(sizes: Sequence[Mapping[str, int]], samples: Sequence[Sample]) -> np.ndarray:
+    """Where the fields of every sample start, and where the last ones end: int64 [S + 1]."""
+    return packed.offsets_of([sizes[s.topology]["node"] * len(s.times) for s in samples])
 
 
 class MeshStore(packed.PackedReader):

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.errors import GroupNotFoundError
 
 from ups_data.errors import UpsDataError
 
-SHARD_BYTES = 64 << 20  # few files, and a writer that holds one shard of each array stays far below 1 GiB
+SHARD_BYTES = 64 << 20  # few files, and none that a remote would not take
 CHUNK_BYTES = 1 << 20  # read at once: a few trajectories; larger ones would be read for nothing
 VERSION = 1
 
@@ -37,94 +40,156 @@ class Sample:
     source_row: int
 
 
-def create_group(path: Path) -> zarr.Group:
-    """A new, empty Zarr v3 group in the folder `path`, which must not exist."""
-    return zarr.create_group(store=zarr.storage.LocalStore(path), zarr_format=3)
+def create_group(path: Path) -> None:
+    """Make a new, empty Zarr v3 group in the folder `path`, which must not exist."""
+    zarr.create_group(store=zarr.storage.LocalStore(path), zarr_format=3)
 
 
-class Packer:
-    """Appends blocks of rows to a new array of known length, a whole shard at a time.
+@dataclass(frozen=True)
+class Array:
+    """An array of a store as plain bytes at known offsets, so that any process can write any rows of it, in any order.
 
-    `shape` [rows, ..]; at most one shard is held in memory. `close` checks that every row was given.
+    `path`: its folder; `shape` [rows, ..]; `dtype`: little-endian, e.g. "<f4".
     """
 
-    def __init__(self, group: zarr.Group, name: str, shape: Sequence[int], dtype: str):
-        rows, row_bytes = shape[0], max(1, math.prod(shape[1:]) * np.dtype(dtype).itemsize)
-        # Equal chunks, so that the last one is filled too: padding would be stored as zeros.
-        chunks = max(1, math.ceil(rows * row_bytes / CHUNK_BYTES))
-        chunk_rows = max(1, math.ceil(rows / chunks))
-        self.shard_rows = chunk_rows * max(1, min(chunks, SHARD_BYTES // (chunk_rows * row_bytes)))
-        self.array = group.create_array(
-            name,
-            shape=tuple(shape),
-            dtype=dtype,
-            chunks=(chunk_rows, *(max(1, n) for n in shape[1:])),
-            shards=(self.shard_rows, *(max(1, n) for n in shape[1:])) if chunks > 1 else None,
-            compressors=None,
-            filters=None,
-            fill_value=0,
-            config={"write_empty_chunks": True},  # zeros are data: a file that is missing must not read as zeros
-        )
-        self.buffer = np.empty((min(self.shard_rows, rows), *shape[1:]), dtype=dtype)
-        self.written = self.held = 0
+    path: str
+    shape: tuple[int, ...]
+    dtype: str
 
-    def append(self, block: np.ndarray) -> None:
-        """Add rows, in order."""
-        taken = 0
-        while taken < len(block):
-            room = min(self.shard_rows - self.held, len(block) - taken)
-            self.buffer[self.held : self.held + room] = block[taken : taken + room]
-            self.held, taken = self.held + room, taken + room
-            if self.held == self.shard_rows:
-                self._flush()
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
 
-    def _flush(self) -> None:
-        self.array[self.written : self.written + self.held] = self.buffer[: self.held]
-        self.written, self.held = self.written + self.held, 0
+    @property
+    def chunk_rows(self) -> int:
+        """Rows of a chunk. Chunks are equal, so that the last one is filled too: padding would be stored as zeros."""
+        return max(1, math.ceil(self.shape[0] / self._chunks))
 
-    def close(self) -> None:
-        """Write what is still held; the array is complete afterwards."""
-        if self.held:
-            self._flush()
-        if self.written != self.array.shape[0]:
+    @property
+    def file_rows(self) -> int:
+        """Rows of a file: those of as many whole chunks as fit into SHARD_BYTES, or all rows."""
+        return self.chunk_rows * max(1, min(self._chunks, SHARD_BYTES // max(1, self.chunk_rows * self.row_bytes)))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a file is a Zarr shard, which has an index behind its chunks, and not the array's only chunk."""
+        return self._chunks > 1
+
+    @property
+    def _chunks(self) -> int:
+        return max(1, math.ceil(self.shape[0] * max(1, self.row_bytes) / CHUNK_BYTES))
+
+    def file(self, index: int) -> Path:
+        """The file that has rows index * file_rows and following."""
+        return Path(self.path, "c", str(index), *["0"] * (len(self.shape) - 1))
+
+    def write(self, first: int, rows: np.ndarray) -> None:
+        """Put rows [n, ..] into their places from row `first` on; the array was created before."""
+        data = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data
+        while len(data):
+            index, within = divmod(first, self.file_rows)
+            count = min(len(data) // self.row_bytes, self.file_rows - within)
+            part, data = data[: count * self.row_bytes], data[count * self.row_bytes :]
+            with open(self.file(index), "r+b", buffering=0) as file:
+                file.seek(within * self.row_bytes)
+                while len(part):
+                    part = part[file.write(part) :]
+            first += count
+
+
+def create(array: Array) -> None:
+    """Make the files of an array in their full length, with zeros where rows will be written."""
+    path, cell = Path(array.path), tuple(max(1, n) for n in array.shape[1:])
+    zarr.create_array(
+        zarr.storage.LocalStore(path.parent),
+        name=path.name,
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=(array.chunk_rows, *cell),
+        shards=(array.file_rows, *cell) if array.is_sharded else None,
+        compressors=None,
+        filters=None,
+        fill_value=0,
+        zarr_format=3,
+    )
+    starts = range(0, array.shape[0] if array.row_bytes else 0, array.file_rows)
+    for index, start in enumerate(starts):
+        chunks = min(array.file_rows // array.chunk_rows, math.ceil((array.shape[0] - start) / array.chunk_rows))
+        path = array.file(index)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "wb") as file:
+            file.truncate(chunks * array.chunk_rows * array.row_bytes)
+            if array.is_sharded:
+                file.seek(0, os.SEEK_END)
+                file.write(_shard_index(array, chunks))
+
+
+def _shard_index(array: Array, chunks: int) -> bytes:
+    """Offset and length of every chunk, 2^64 - 1 twice for one beyond the array, and their CRC32C.
+
+    As the codec `sharding_indexed` of the Zarr v3 specification wants it, with the index at the end.
+    """
+    entries = np.full((array.file_rows // array.chunk_rows, 2), 2**64 - 1, dtype="<u8")
+    size = array.chunk_rows * array.row_bytes
+    entries[:chunks, 0], entries[:chunks, 1] = size * np.arange(chunks, dtype=np.uint64), size
+    index = entries.tobytes()
+    return index + google_crc32c.value(index).to_bytes(4, "little")
+
+
+class Run(NamedTuple):
+    """Rows first..first + rows of an array: the place of one sample's part of it."""
+
+    array: Array
+    first: int
+    rows: int
+
+
+def runs_of(path: Path, **arrays: tuple[Sequence[int], tuple[int, ...], str]) -> list[dict[str, Run]]:
+    """The runs of every sample, by name, in arrays of the store `path`: name=(offsets, shape of a row, dtype)."""
+    whole = {name: Array(str(path / name), (at[-1], *row), dtype) for name, (at, row, dtype) in arrays.items()}
+    count = len(next(iter(arrays.values()))[0]) - 1
+    return [
+        {name: Run(whole[name], at[i], at[i + 1] - at[i]) for name, (at, _, _) in arrays.items()} for i in range(count)
+    ]
+
+
+@contextmanager
+def filling(runs: Mapping[str, Run]) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """Yield `append(name, block)`, which puts a block's rows behind those before; every run must be full at the end."""
+    done = dict.fromkeys(runs, 0)
+
+    def append(name: str, block: np.ndarray) -> None:
+        run = runs[name]
+        rows = block.reshape(-1, *run.array.shape[1:])
+        if done[name] + len(rows) <= run.rows:
+            run.array.write(run.first + done[name], rows)
+        done[name] += len(rows)
+
+    yield append
+    for name, run in runs.items():
+        if done[name] != run.rows:
             raise UpsDataError(
-                f"{self.array.name}: got {self.written} rows, expected {self.array.shape[0]}; "
+                f"{run.array.path}: got {done[name]} rows of a sample, expected {run.rows}; "
                 "the raw files changed while they were read: run the same command again"
             )
 
 
-@contextmanager
-def packers(group: zarr.Group, arrays: Mapping[str, tuple[Sequence[int], str]]) -> Iterator[dict[str, Packer]]:
-    """New arrays, name -> (shape, dtype), to be filled side by side; every one is checked to be full at the end."""
-    made = {name: Packer(group, name, shape, dtype) for name, (shape, dtype) in arrays.items()}
-    yield made
-    for packer in made.values():
-        packer.close()
+def write_array(path: Path, name: str, values: np.ndarray) -> None:
+    """Write a whole array into the store `path`."""
+    array = Array(str(path / name), values.shape, values.dtype.newbyteorder("<").str)
+    create(array)
+    array.write(0, values)
 
 
-def write_array(group: zarr.Group, name: str, values: np.ndarray) -> None:
-    """Write a whole array that fits in memory."""
-    packer = Packer(group, name, values.shape, values.dtype.newbyteorder("<").str)
-    packer.append(values)
-    packer.close()
-
-
-def write_runs(group: zarr.Group, name: str, shape: Sequence[int], dtype: str, runs: Iterable[np.ndarray]) -> None:
-    """Write an array of that shape from runs of rows, taken one at a time."""
-    packer = Packer(group, name, shape, dtype)
-    for run in runs:
-        packer.append(run.reshape(-1, *shape[1:]))
-    packer.close()
-
-
-def write_samples(group: zarr.Group, samples: Sequence[Sample]) -> None:
+def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Write what every sample has, whatever its kind; there must be one or more."""
     count = len(samples)
-    write_array(group, "times", np.array([s.times for s in samples], dtype="<f8"))
-    write_array(group, "parameters", np.array([s.parameters for s in samples], dtype="<f8").reshape(count, -1))
-    write_array(group, "group", pack_groups([s.group for s in samples]))
-    write_array(group, "source_file", np.array([s.source_file for s in samples], dtype="<i4"))
-    write_array(group, "source_row", np.array([s.source_row for s in samples], dtype="<i8"))
+    write_array(path, "times", np.array([s.times for s in samples], dtype="<f8"))
+    write_array(path, "parameters", np.array([s.parameters for s in samples], dtype="<f8").reshape(count, -1))
+    write_array(path, "group", pack_groups([s.group for s in samples]))
+    write_array(path, "source_file", np.array([s.source_file for s in samples], dtype="<i4"))
+    write_array(path, "source_row", np.array([s.source_row for s in samples], dtype="<i8"))
 
 
 def offsets_of(counts: Sequence[int]) -> np.ndarray:

@@ -15,7 +15,7 @@ Attributes: format "ups-data/particles", version, task, split, channels, paramet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,42 +36,39 @@ class Sample(packed.Sample):
     box: np.ndarray  # float64 [D]
 
 
-def write_particles(
-    path: Path,
-    samples: Sequence[Sample],
-    runs: Iterable[tuple[str, np.ndarray]],
-    entries: Sequence[int],
-) -> None:
-    """Write all arrays of a new store; `describe` completes it.
+def create_particles(path: Path, samples: Sequence[Sample], entries: Sequence[int]) -> None:
+    """Make a new store with room for trajectories and graphs; `packed.describe` completes it when they are written.
 
-    `runs`: (name, block) with blocks [.., P, D] of positions and velocities, [P + 1] of graph_indptr and [E_s] of
-    graph_indices, each array's in the order of the samples; they are taken one at a time, so that memory stays bounded.
-    `entries`: E_s of every sample.
+    `entries`: those of the neighbour graph of every sample.
     """
-    group = packed.create_group(path)
-    packed.write_samples(group, samples)
-    packed.write_array(group, "radius", np.array([s.radius for s in samples], dtype="<f8"))
-    packed.write_array(group, "box", np.array([s.box for s in samples], dtype="<f8"))
+    packed.create_group(path)
+    packed.write_samples(path, samples)
+    packed.write_array(path, "radius", np.array([s.radius for s in samples], dtype="<f8"))
+    packed.write_array(path, "box", np.array([s.box for s in samples], dtype="<f8"))
+    names = ("particle_offsets", "sample_offsets", "graph_offsets")
+    for name, offsets in zip(names, _offsets(samples, entries), strict=True):
+        packed.write_array(path, name, offsets)
+    for run in places(path, samples, entries)[0].values():
+        packed.create(run.array)
+
+
+def places(path: Path, samples: Sequence[Sample], entries: Sequence[int]) -> list[dict[str, packed.Run]]:
+    """Where in a store the positions, velocities, graph_indptr and graph_indices of every sample go."""
+    particles, rows, graph = (offsets.tolist() for offsets in _offsets(samples, entries))
     dimension = len(samples[0].box)
-    particles = packed.offsets_of([s.particles for s in samples])
-    rows = packed.offsets_of([s.particles * len(s.times) for s in samples])
-    graph = packed.offsets_of(entries)
-    for name, offsets in (("particle_offsets", particles), ("sample_offsets", rows), ("graph_offsets", graph)):
-        packed.write_array(group, name, offsets)
-    arrays = {
-        "positions": ((int(rows[-1]), dimension), "<f4"),
-        "velocities": ((int(rows[-1]), dimension), "<f4"),
-        "graph_indptr": ((int(particles[-1]) + len(samples),), "<i4"),
-        "graph_indices": ((int(graph[-1]),), "<i4"),
-    }
-    with packed.packers(group, arrays) as packers:
-        for name, block in runs:
-            packers[name].append(block.reshape(-1, *arrays[name][0][1:]))
+    return packed.runs_of(
+        path,
+        positions=(rows, (dimension,), "<f4"),
+        velocities=(rows, (dimension,), "<f4"),
+        graph_indptr=([n + s for s, n in enumerate(particles)], (), "<i4"),
+        graph_indices=(graph, (), "<i4"),
+    )
 
 
-def describe(path: Path, task: str, split: str, manifest: Mapping) -> None:
-    """Complete a written store with its attributes."""
-    packed.describe(path, format=FORMAT, task=task, split=split, manifest=manifest)
+def _offsets(samples: Sequence[Sample], entries: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of particles, of rows of a trajectory, and of entries of the graph: int64 [S + 1] each."""
+    counts = [s.particles for s in samples], [s.particles * len(s.times) for s in samples], entries
+    return tuple(packed.offsets_of(of) for of in counts)
 
 
 class ParticleStore(packed.PackedReader):
