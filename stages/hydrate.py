@@ -35,7 +35,10 @@ def _work(args: argparse.Namespace) -> str:
     places = Places(root=Path(args.root), cache=Path(args.cache))
     for name in args.names:
         console.say(hydrate(name, tuple(args.split), places, args.version, args.remote, args.source))
-    return f"hydrated {', '.join(args.names)}; next, in Python: ups_data.open_dataset({args.names[0]!r})"
+    # DVC goes on from whole datasets that stand where its pipeline keeps them.
+    follows = not args.split and Path(args.root) == Places.root and Path("dvc.lock").is_file()
+    pipeline = "dvc repro --allow-missing after a change of params.yaml, or " if follows else ""
+    return f"hydrated {', '.join(args.names)}; next: {pipeline}in Python: ups_data.open_dataset({args.names[0]!r})"
 
 
 if __name__ == "__main__":

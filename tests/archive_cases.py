@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from ups_data.params import Splits
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = {"pcodec": ".upk", "gzip": ".tar.gz"}
+VERSIONS = {"tiny.upk": 1, "tiny-v2.upk": 2, "tiny.tar.gz": 1}
 PLAIN = {"compressors": None, "filters": None}  # Zarr arrays as the pipeline writes them
 
 
@@ -65,14 +67,20 @@ def pack_all(root: Path, target: Path, **more) -> list[Member]:
     return archive.pack(archive.collect(root, [p.name for p in root.iterdir()]), target, **more)
 
 
-def golden_files(root: Path) -> Path:
-    """The files in tests/golden/tiny.*: made by whole-number arithmetic, the same on every machine."""
+def golden_files(root: Path, version: int) -> Path:
+    """The files in tests/golden/tiny*: made by whole-number arithmetic, the same on every machine."""
     (root / "folder").mkdir(parents=True)
     ramp = (np.arange(6 * 16 * 32) % 97).astype("f4").reshape(6, 16, 32) / 64
     np.save(root / "fields.npy", ramp)
     np.save(root / "folder" / "indices.npy", (np.arange(3000) * 7 % 1013).astype("i4"))
     (root / "notes.txt").write_bytes(b"restores the very same bytes\n" * 40)
     (root / "empty").write_bytes(b"")
+    if version > 1:  # a block of each coding
+        digests = b"".join(hashlib.sha256(bytes([i])).digest() for i in range(128))
+        np.save(root / "noise.npy", np.frombuffer(digests, "<i4"))
+        rows, columns = np.ogrid[:64, :64]
+        np.save(root / "smooth_down.npy", (rows * rows + columns * 7919 % 1013 * 1000).astype("i4"))
+        (root / "squares.txt").write_text("".join(f"{i} squared is {i * i}\n" for i in range(400)))
     return root
 
 

@@ -18,13 +18,18 @@ from pathlib import Path
 from ups_data.errors import UpsDataError
 
 ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
+MANY = 100  # files of a folder that are not worth a flush each
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a directory with all it holds, to the disk."""
+    """Flush a file, or a directory with all it holds, to the disk; of many files the whole machine's disks at once."""
     if path.is_dir():
-        for child in path.iterdir():
+        children = list(path.iterdir())
+        if len(children) > MANY:
+            os.sync()
+            return
+        for child in children:
             sync(child)
     fd = os.open(path, os.O_RDONLY)
     try:

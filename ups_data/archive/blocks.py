@@ -2,70 +2,131 @@
 
 from __future__ import annotations
 
+import lzma
 import zlib
 
 import numpy as np
 
 from ups_data.archive import numbers
-from ups_data.archive.format import Block, Coding, inflate
+from ups_data.archive.format import Block, Coding
 from ups_data.errors import UpsDataError
 
 DEFLATE_LEVEL = 9  # numbers go another way: what is left is little, and level 6 makes it larger than `tar -czf` does
+LZMA_PRESET = 6  # as small as 9 on blocks of 4 MB
 PROBE = 64 << 10  # bytes: enough to see that data does not deflate
-HOPELESS = 0.99  # a probe that stays above this share of its size says: store it raw
-# Numbers that pack to less than this share, and whose probe deflates to less than it, repeat themselves: deflate is
-# tried too. Where 1000 numbers recur it is 4 times smaller.
+HOPELESS = 0.999  # a probe, then all bytes quickly deflated, that stay above this share of their size are stored raw
+# Numbers that pack to less than this share, and whose probes deflate to half of that or that are monotonous, repeat
+# themselves: bytes are tried too. Where 1000 numbers recur they are 4 times smaller, masks of large cells 15 times.
 REPETITIVE = 1 / 8
-RAW, DEFLATE = Coding("raw"), Coding("deflate")
+PROBES = 4  # spread over such a block: a single one may meet its only constant rows
+MONOTONOUS = 1 / 64  # what packs to less goes through lzma at full speed, and deflate cannot go below 1 / 1032
+RAW, DEFLATE, LZMA = Coding("raw"), Coding("deflate"), Coding("lzma")
 
 Data = bytes | np.ndarray  # of bytes
 Packed = tuple[Data, Block]
 
 
-def encode(data: Data, coding: Coding) -> Packed:
-    """Pack `data` with `coding`, or raw where that does not make it smaller."""
-    if coding.method == "pcodec":
-        packed = numbers.pack(data, coding)
-        if len(packed) < REPETITIVE * len(data) and _probe(data) < REPETITIVE:
-            return min(_smaller(packed, data, coding), encode(data, DEFLATE), key=lambda pair: pair[1].packed)
-        return _smaller(packed, data, coding)
-    return _smaller(_deflate(data) if coding.method == "deflate" else data, data, coding)
+# --- packing -------------------------------------------------------------------------------------
+
+
+def encode_bytes(data: Data, patient: bool) -> Packed:
+    """Pack by deflate, or by lzma where that is smaller and `patient` (it is 10 times slower); raw where neither is."""
+    if len(data) > PROBE and _probe(data) > HOPELESS and _deflated(data) > HOPELESS * len(data):
+        return _smallest(data)
+    candidates = [(zlib.compress(data, DEFLATE_LEVEL), DEFLATE)]
+    if patient or len(candidates[0][0]) < MONOTONOUS * len(data):
+        candidates.append((lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data))), LZMA))
+    return _smallest(data, *candidates)
+
+
+def encode(data: Data, coding: Coding) -> list[Packed]:
+    """Pack numbers as one block; as bytes where they recur, raw where nothing makes them smaller."""
+    return _unless_repetitive([_smallest(data, (numbers.pack(data, coding), coding))], data)
 
 
 def encode_by_order(data: Data, coding: Coding) -> list[Packed]:
-    """Pack the numbers in `data` as several blocks, each with the order of differences that suits it."""
+    """The same in several blocks, each with the order of differences that suits it."""
     packed, offset = [], 0
     for piece, size, own in numbers.pack_by_order(data, coding):
-        packed.append(_smaller(piece, data[offset : offset + size], own))
+        packed.append(_smallest(data[offset : offset + size], (piece, own)))
         offset += size
+    return _unless_repetitive(packed, data)
+
+
+def _unless_repetitive(packed: list[Packed], data: Data) -> list[Packed]:
+    size = sum(block.packed for _, block in packed)
+    share = size / len(data)
+    if share < MONOTONOUS or (share < REPETITIVE and _recurring(data) < share / 2):
+        other = encode_bytes(data, patient=False)
+        return [other] if other[1].packed < size else packed
     return packed
 
 
 def _probe(data: Data) -> float:
     """The share of its size to which the middle of `data` deflates, quickly tried."""
     middle = max(0, (len(data) - PROBE) // 2)
-    probe = data[middle : middle + PROBE]
-    return len(zlib.compress(probe, 1)) / len(probe)
+    return _deflated(data[middle : middle + PROBE]) / min(len(data), PROBE)
 
 
-def _smaller(packed: Data, data: Data, coding: Coding) -> Packed:
-    if len(packed) >= len(data):
-        packed, coding = data, RAW
-    return packed, Block(len(packed), len(data), zlib.crc32(packed), coding)
+def _recurring(data: Data) -> float:
+    """The same of the second halves of some probes, deflate having seen the first ones."""
+    half = min(len(data), PROBE) // 2
+    starts = [(len(data) - 2 * half) * (2 * i + 1) // (2 * PROBES) for i in range(PROBES)]
+    sizes = (_deflated(data[start : start + 2 * half]) - _deflated(data[start : start + half]) for start in starts)
+    return sum(sizes) / (PROBES * half)
+
+
+def _deflated(data: Data) -> int:
+    return len(zlib.compress(data, 1))
+
+
+def _smallest(data: Data, *candidates: tuple[Data, Coding]) -> Packed:
+    packed, coding = min([(data, RAW), *candidates], key=lambda candidate: len(candidate[0]))
+    return packed, Block(len(packed), len(data), coding)
+
+
+def _filters(size: int) -> list[dict]:
+    """LZMA2 with a dictionary as large as the block."""
+    return [{"id": lzma.FILTER_LZMA2, "preset": LZMA_PRESET, "dict_size": max(4096, size)}]
+
+
+# --- unpacking -----------------------------------------------------------------------------------
 
 
 def decode(packed: bytes, block: Block, out: np.ndarray, what: str) -> None:
     """Restore a block into `out`, `block.size` bytes; a wrong checksum or size is refused with a sentence."""
-    if len(packed) != block.packed or zlib.crc32(packed) != block.crc32:
+    if len(packed) != block.packed or (block.crc32 is not None and zlib.crc32(packed) != block.crc32):
         raise UpsDataError(f"{what}: a block's checksum is wrong; the archive is damaged, fetch it again")
     if block.coding.method == "pcodec":
         numbers.unpack(packed, block.coding, out, what)
     else:
-        plain = packed if block.coding.method == "raw" else inflate(packed, block.size, what)
-        out[:] = np.frombuffer(plain, np.uint8)
+        out[:] = np.frombuffer(unpack_bytes(packed, block.coding.method, block.size, what), np.uint8)
 
 
-def _deflate(data: Data) -> Data:
-    if len(data) > PROBE and _probe(data) > HOPELESS:
-        return data
-    return zlib.compress(data, DEFLATE_LEVEL)
+def unpack_bytes(packed: bytes, method: str, size: int, what: str) -> bytes:
+    """Unpack to exactly `size` bytes; never holds more than that."""
+    if method == "deflate":
+        return inflate(packed, size, what)
+    data, ended = packed, True
+    if method == "lzma":
+        stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(size))
+        try:
+            data = stream.decompress(packed, size + 1)
+        except (lzma.LZMAError, EOFError) as error:
+            raise UpsDataError(f"{what} does not unpack ({error}); fetch it again") from None
+        ended = stream.eof and not stream.unused_data
+    if len(data) != size or not ended:
+        raise UpsDataError(f"{what} does not have the size it claims ({size} bytes); refused")
+    return data
+
+
+def inflate(packed: bytes, size: int, what: str) -> bytes:
+    """Unpack a zlib stream of exactly `size` bytes; never holds more than that."""
+    stream = zlib.decompressobj()
+    try:
+        data = stream.decompress(packed, size + 1)
+    except zlib.error as error:
+        raise UpsDataError(f"{what} does not unpack ({error}); fetch it again") from None
+    if len(data) != size or not stream.eof or stream.unused_data:
+        raise UpsDataError(f"{what} does not have the size it claims ({size} bytes); refused")
+    return data

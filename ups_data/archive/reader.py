@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,9 +21,11 @@ from ups_data import execution, files
 from ups_data.archive import targz
 from ups_data.archive.blocks import decode
 from ups_data.archive.flow import BUFFER, FLUSH, Buffers, Flusher, in_order
-from ups_data.archive.format import MAGIC, Block, Member, read_index
+from ups_data.archive.format import MAGIC, Block, Contents, Member
+from ups_data.archive.index import read_index
 from ups_data.errors import UpsDataError
 
+SMALL = 1 << 20  # bytes of a file that is sent to the disk by itself
 STAGING = ".upk-"  # temporary folders are .upk-<random>.tmp inside the target
 ROOM = 16 << 20  # bytes to spare for folders and names
 
@@ -30,11 +34,11 @@ Accept = Callable[[list[Member]], None]
 
 
 def members(archive: str | Path) -> list[Member]:
-    """What an archive holds, from its index (.upk) or its first member (.tar.gz)."""
+    """What an archive holds, sorted by path, from its index (.upk) or its first member (.tar.gz)."""
     with _opened(archive) as file:
         if _is_gzip(file, archive):
             return targz.open_gzip(file, str(archive))[0]
-        return read_index(file, str(archive))
+        return _by_path(read_index(file, str(archive)))
 
 
 def extract(
@@ -54,11 +58,13 @@ def extract(
     """
     archive, target = Path(archive), Path(target)
     with _opened(archive) as file:
-        stream = None
         if _is_gzip(file, archive):
             listed, stream = targz.open_gzip(file, str(archive))
+            restore = partial(_restore_gzip, stream, listed)
         else:
-            listed = read_index(file, str(archive))
+            contents = read_index(file, str(archive))
+            listed = _by_path(contents)
+            restore = partial(_restore_blocks, file, contents, workers or execution.cores())
         chosen, units = _choose(listed, only, archive)
         if accept:
             accept(chosen)
@@ -66,10 +72,7 @@ def extract(
         target.mkdir(parents=True, exist_ok=True)
         _refuse_links(target, units)
         with _staging(target) as folder:
-            if stream is not None:
-                _restore_gzip(stream, listed, chosen, folder, advance or _ignore)
-            else:
-                _restore_blocks(file, chosen, folder, workers or execution.cores(), advance or _ignore)
+            restore(chosen, folder, advance or _ignore)
             for unit in units:
                 files.publish(folder / unit, target / unit)
     return chosen
@@ -77,24 +80,30 @@ def extract(
 
 def verify(archive: str | Path, advance: Advance | None = None) -> list[Member]:
     """Unpack every byte of an archive and compare it with its SHA-256, writing nothing; returns the members."""
-    with _opened(archive) as file, ThreadPoolExecutor(execution.cores()) as pool:
+    workers = execution.cores()
+    with _opened(archive) as file, ThreadPoolExecutor(workers) as pool:
         if _is_gzip(file, archive):
             listed, stream = targz.open_gzip(file, str(archive))
             for member, pieces in targz.gzip_contents(stream, listed):
                 _copy(member, pieces, None, str(archive), advance or _ignore)
             return listed
-        listed = read_index(file, str(archive))
-        work = _Work(file.fileno(), str(archive))
-        _consume(in_order(pool, work, _tasks(listed, lambda _: None), _ahead()), work, listed, advance or _ignore)
-    return listed
+        contents = read_index(file, str(archive))
+        work, tasks = _Work(file.fileno(), str(archive)), _tasks(contents, contents.members, _ignore)
+        _consume(in_order(pool, work, tasks, _ahead(workers)), work, advance or _ignore, _ignore)
+    return _by_path(contents)
 
 
-def _ignore(_: int) -> None:
+def _by_path(contents: Contents) -> list[Member]:
+    return sorted(contents.members, key=lambda member: member.path)
+
+
+def _ignore(_: object) -> None:
     pass
 
 
-def _ahead(workers: int | None = None) -> int:
-    return 2 * (workers or execution.cores()) + 2
+def _ahead(workers: int) -> int:
+    """Tasks at a time: few, so that hashing, which the main thread does, never falls behind unpacking."""
+    return workers + 2
 
 
 @contextmanager
@@ -180,12 +189,20 @@ def _create(folder: Path, member: Member) -> int:
 
 
 @dataclass(frozen=True)
+class _Slice:
+    """Bytes of a block or several that belong to one member."""
+
+    member: Member
+    begin: int  # in the unpacked bytes of the task
+    size: int
+    target: int  # offset in the member
+
+
+@dataclass(frozen=True)
 class _Task:
-    member: int
-    output: int | None  # descriptor of the file being restored
-    blocks: tuple[Block, ...]  # neighbours, restored by one worker at a time; none: the member is empty
+    blocks: tuple[Block, ...]  # neighbours, restored by one worker at a time
     source: int  # offset of the packed bytes in the archive
-    target: int  # offset of the bytes in the member
+    slices: tuple[_Slice, ...]
 
     @property
     def size(self) -> int:
@@ -194,44 +211,70 @@ class _Task:
 
 
 class _Work:
-    """Unpacks the blocks of a task and writes them in their place; returns their bytes, which are hashed in order."""
+    """Unpacks the blocks of a task and writes what is wanted of them; returns their bytes, to be hashed in order."""
 
-    def __init__(self, archive: int, name: str):
-        self.archive, self.name = archive, name
+    def __init__(self, archive: int, name: str, folder: Path | None = None):
+        self.archive, self.name, self.folder = archive, name, folder
         self.buffers = Buffers()
 
     def __call__(self, task: _Task) -> np.ndarray:
-        out, source, offset = self.buffers.take(task.size), task.source, 0
+        out, source, begin = self.buffers.take(task.size), task.source, 0
         for block in task.blocks:
             packed = os.pread(self.archive, block.packed, source)
-            decode(packed, block, out[offset : offset + block.size], self.name)
-            source, offset = source + block.packed, offset + block.size
-        if task.output is not None:
-            written = 0
-            while written < len(out):
-                written += os.pwrite(task.output, out[written:], task.target + written)
+            decode(packed, block, out[begin : begin + block.size], self.name)
+            source, begin = source + block.packed, begin + block.size
+        for piece in task.slices if self.folder else ():
+            _write(self.folder / piece.member.path, out[piece.begin : piece.begin + piece.size], piece.target)
         return out
 
 
-def _tasks(chosen: Sequence[Member], create: Callable[[Member], int | None]) -> Iterator[_Task]:
-    for index, member in enumerate(chosen):
-        output, source, target = create(member), member.offset, 0
-        for blocks in _batches(member.blocks):
-            task = _Task(index, output, blocks, source, target)
-            yield task
-            source, target = source + sum(block.packed for block in blocks), target + task.size
+def _write(path: Path, data: np.ndarray, offset: int) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_NOFOLLOW), "wb", buffering=0) as out:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(out.fileno(), data[written:], offset + written)
 
 
-def _batches(blocks: Sequence[Block]) -> Iterator[tuple[Block, ...]]:
-    """Neighbouring blocks, as many as a buffer holds but at least one; a member without blocks is one empty batch."""
+def _tasks(contents: Contents, chosen: Iterable[Member], begin: Callable[[Member], None]) -> Iterator[_Task]:
+    """The blocks of the chosen members, each block once; `begin` hears of a member before its first one."""
+    wanted, waiting = set(chosen), deque()
+    for number, member in enumerate(contents.members):
+        if member in wanted and member.size:
+            waiting.append(number)
+        elif member in wanted:
+            begin(member)
+            _compare(member, hashlib.sha256().hexdigest())
+    for blocks in _batches(contents, list(waiting)):
+        end = contents.block_ends[blocks[-1]]
+        start = contents.block_ends[blocks[0]] - contents.blocks[blocks[0]].size
+        slices = []
+        while waiting:
+            member, stop = contents.members[waiting[0]], contents.member_ends[waiting[0]]
+            first = stop - member.size
+            if first >= end:
+                break
+            if first >= start:
+                begin(member)
+            inside = max(first, start)
+            slices.append(_Slice(member, inside - start, min(stop, end) - inside, inside - first))
+            if stop > end:
+                break
+            waiting.popleft()
+        yield _Task(tuple(contents.blocks[n] for n in blocks), contents.offsets[blocks[0]], tuple(slices))
+
+
+def _batches(contents: Contents, chosen: Iterable[int]) -> Iterator[list[int]]:
+    """Neighbouring blocks of the chosen members, as many as a buffer holds but at least one."""
     batch, size = [], 0
-    for block in blocks:
-        if batch and size + block.size > BUFFER:
-            yield tuple(batch)
+    for number in sorted({block for member in chosen for block in contents.span(member)}):
+        block = contents.blocks[number]
+        if batch and (size + block.size > BUFFER or number != batch[-1] + 1):
+            yield batch
             batch, size = [], 0
-        batch.append(block)
+        batch.append(number)
         size += block.size
-    yield tuple(batch)
+    if batch:
+        yield batch
 
 
 class _Outputs:
@@ -239,64 +282,50 @@ class _Outputs:
 
     def __init__(self, folder: Path):
         self.folder, self.flusher = folder, Flusher()
-        self.open: dict[int, int] = {}  # descriptor -> bytes that are final and not yet sent to the disk
+        self.unsent = 0  # bytes of the file at hand that are final and not yet sent to the disk
 
-    def create(self, member: Member) -> int:
-        """A new file for this member."""
-        descriptor = _create(self.folder, member)
-        self.open[descriptor] = 0
-        return descriptor
+    def create(self, member: Member) -> None:
+        """A new, empty file for this member."""
+        os.close(_create(self.folder, member))
 
-    def wrote(self, descriptor: int, size: int) -> None:
-        """`size` more bytes of a file are final."""
-        self.open[descriptor] += size
-        if self.open[descriptor] >= FLUSH:
-            self.open[descriptor] = 0
-            self.flusher.submit(os.fdatasync, descriptor)
-
-    def finish(self, descriptor: int) -> None:
-        """All bytes of a file are final."""
-        self.flusher.submit(os.fsync, descriptor)
-        self.flusher.submit(os.close, descriptor)
-        del self.open[descriptor]
+    def wrote(self, piece: _Slice) -> None:
+        """These bytes of a file are final."""
+        self.unsent += piece.size
+        done = piece.target + piece.size == piece.member.size
+        if self.unsent >= (SMALL if done else FLUSH):  # small files go to the disk together when they are published
+            self.unsent = 0
+            self.flusher.submit(files.sync, self.folder / piece.member.path)
 
     def close(self) -> None:
         """Give up what is not finished."""
         self.flusher.close()
-        for descriptor in self.open:
-            os.close(descriptor)
 
 
-def _restore_blocks(file: BinaryIO, chosen: Sequence[Member], folder: Path, workers: int, advance: Advance) -> None:
-    # The workers end before the descriptors are closed: none writes into a number used anew.
+def _restore_blocks(
+    file: BinaryIO, contents: Contents, workers: int, chosen: Sequence[Member], folder: Path, advance: Advance
+) -> None:
     with closing(_Outputs(folder)) as outputs, ThreadPoolExecutor(workers) as pool:
-        work = _Work(file.fileno(), file.name)
-        _consume(in_order(pool, work, _tasks(chosen, outputs.create), _ahead(workers)), work, chosen, advance, outputs)
+        work = _Work(file.fileno(), file.name, folder)
+        tasks = _tasks(contents, chosen, outputs.create)
+        _consume(in_order(pool, work, tasks, _ahead(workers)), work, advance, outputs.wrote)
         outputs.flusher.settle()
 
 
 def _consume(
-    results: Iterator[tuple[_Task, np.ndarray]],
-    work: _Work,
-    chosen: Sequence[Member],
-    advance: Advance,
-    outputs: _Outputs | None = None,
+    results: Iterator[tuple[_Task, np.ndarray]], work: _Work, advance: Advance, wrote: Callable[[_Slice], None]
 ) -> None:
-    """Hash the blocks in their order; a member's file is finished once it has its checksum."""
-    current, digest, size = -1, hashlib.sha256(), 0
+    """Hash the members in the order of their bytes; `wrote` hears of bytes once a whole member has its checksum."""
+    digest = hashlib.sha256()
     for task, data in results:
-        if task.member != current:
-            current, digest, size = task.member, hashlib.sha256(), 0
-        digest.update(data)
-        size += len(data)
-        advance(len(data))
+        for piece in task.slices:
+            if piece.target == 0:
+                digest = hashlib.sha256()
+            digest.update(data[piece.begin : piece.begin + piece.size])
+            if piece.target + piece.size == piece.member.size:
+                _compare(piece.member, digest.hexdigest())
+            wrote(piece)
+            advance(piece.size)
         work.buffers.give(data)
-        if outputs:
-            outputs.wrote(task.output, task.size)
-        if size == chosen[current].size:
-            _compare(chosen[current], digest.hexdigest())
-            if outputs:
-                outputs.finish(task.output)
 
 
 def _compare(member: Member, sha256: str) -> None:

@@ -1,4 +1,4 @@
-"""Files to one archive: numbers by pcodec, other bytes by deflate, the same bytes on every machine."""
+"""Files to one archive: numbers by pcodec, other bytes by deflate or lzma, the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ups_data import execution, files
-from ups_data.archive.blocks import DEFLATE, Packed, decode, encode, encode_by_order
+from ups_data.archive.blocks import Packed, decode, encode, encode_by_order, encode_bytes
 from ups_data.archive.flow import FLUSH, Buffers, Flusher, in_order
-from ups_data.archive.format import Block, Coding, Member, check_paths, header, index_and_footer
+from ups_data.archive.format import Coding, Member, check_paths
+from ups_data.archive.index import HEADER, index_and_footer
 from ups_data.archive.layout import BLOCK, Cut, cuts, regions
 from ups_data.archive.targz import pack_gzip
 from ups_data.errors import UpsDataError
@@ -26,13 +28,16 @@ DEFLATE_PIECE = 32 << 10  # deflate is 6 times slower than pcodec; repetition sh
 AXES = 3  # how many of the last axes are tried as the fastest one, the first of three or more (samples) never
 PATIENCE = 32 << 20  # bytes; less than that is packed before a longer trial has paid for itself
 WORTH = 1.03  # differences chosen by us pack twice as fast as those pcodec looks for: worth this much more size
+SMALL = 1 << 20  # bytes; smaller files without numbers share blocks
+LZMA_BUDGET = 8 << 20  # bytes of an archive on which lzma is tried, at 1 to 3 MB/s a core; those after are deflated
 
 Advance = Callable[[int], None]
+Encode = Callable[[np.ndarray], list[Packed]]
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """How numbers of one kind are packed: the axis put last, counted from the end (0: deflate), and who chooses the
+    """How numbers of one kind are packed: the axis put last, counted from the end (0: as bytes), and who chooses the
     order of differences: we, page by page, or pcodec."""
 
     fastest: int
@@ -40,11 +45,41 @@ class _Plan:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """A file to be packed; it must not change before it is."""
+
+    member: str
+    path: Path
+    state: tuple[int, int, int]  # inode, bytes, time of its last change
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.state[1]
+
+    def read(self, offset: int, out: np.ndarray) -> np.ndarray:
+        """Fill `out` with the bytes from `offset`."""
+        with open(self.path, "rb", buffering=0) as file:
+            if _state(os.fstat(file.fileno())) != self.state or os.preadv(file.fileno(), [out], offset) != len(out):
+                raise UpsDataError(f"{self.path} changed while it was being packed; pack it when nothing writes it")
+        return out
+
+
+def _state(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@dataclass(frozen=True)
 class _Task:
-    source: int  # index into the sorted sources
-    descriptor: int
-    cut: Cut
-    plan: _Plan
+    """One block to be, or several: a cut of a file, or small files one after another."""
+
+    parts: tuple[tuple[_Source, int, int], ...]  # source, offset in it, bytes
+    encode: Encode
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(size for _, _, size in self.parts)
 
 
 def collect(root: str | Path, names: Iterable[str]) -> dict[str, Path]:
@@ -76,7 +111,7 @@ def pack(
     """Write `sources` (member path -> file) to `archive`; the bytes depend on the files alone.
 
     `codec` is `pcodec` (.upk) or `gzip` (.tar.gz). `advance` is told bytes as they are read. The archive
-    appears whole or not at all. Returns the members with their checksums.
+    appears whole or not at all. Returns the members with their checksums, sorted by path.
     """
     archive, workers = Path(archive), workers or execution.cores()
     sources = dict(sorted(sources.items()))
@@ -86,73 +121,53 @@ def pack(
     with files.atomic(archive) as temporary, ThreadPoolExecutor(workers) as pool:
         if codec == "gzip":
             return pack_gzip(sources, temporary, pool, 2 * workers + 2, advance or _ignore)
-        return _pack_blocks(sources, temporary, pool, 2 * workers + 2, advance or _ignore)
+        found = [_Source(name, path, _state(path.stat())) for name, path in sources.items()]
+        members = _pack_blocks(found, temporary, pool, 2 * workers + 2, advance or _ignore)
+    return sorted(members, key=lambda member: member.path)
 
 
 def _ignore(_: int) -> None:
     pass
 
 
-def _pack_blocks(
-    sources: Mapping[str, Path], archive: Path, pool: Executor, ahead: int, advance: Advance
-) -> list[Member]:
-    paths, inputs = list(sources), list(sources.values())
-    hashes = [(hashlib.sha256(), hashlib.md5()) for _ in paths]
-    blocks: list[list[Block]] = [[] for _ in paths]
+def _pack_blocks(sources: list[_Source], archive: Path, pool: Executor, ahead: int, advance: Advance) -> list[Member]:
+    hashed, blocks = _Hashed(), []
     work, unsent = _Work(), 0
-    with closing(_Inputs(inputs)) as opened, open(archive, "wb") as out, closing(Flusher()) as flusher:
-        out.write(header())
-        for task, (data, packed) in in_order(pool, work, _tasks(opened, pool), ahead):
-            for digest in hashes[task.source]:
-                digest.update(data)
+    with open(archive, "wb") as out, closing(Flusher()) as flusher:
+        out.write(HEADER)
+        for task, (data, packed) in in_order(pool, work, _tasks(sources, pool), ahead):
+            hashed.update(task, data)
             for piece, block in packed:
                 unsent += out.write(piece)
-                blocks[task.source].append(block)
+                blocks.append(block)
             if unsent >= FLUSH:
                 unsent = 0
                 out.flush()
                 flusher.submit(os.fdatasync, out.fileno())
-            opened.forget(before=task.source)
             advance(len(data))
             work.buffers.give(data)
         flusher.settle()
-        members = [
-            Member(path, sum(b.size for b in rows), sha256.hexdigest(), md5.hexdigest(), tuple(rows))
-            for path, rows, (sha256, md5) in zip(paths, blocks, hashes, strict=True)
-        ]
-        out.write(index_and_footer(members, out.tell()))
-    return members
+        out.write(index_and_footer(hashed.members, blocks))
+    return hashed.members
 
 
-class _Inputs:
-    """The files being read, open from their first block to their last."""
+class _Hashed:
+    """The members so far, in the order of their bytes."""
 
-    def __init__(self, paths: list[Path]):
-        self.paths, self.open = paths, {}
+    def __init__(self):
+        self.members: list[Member] = []
+        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5()
 
-    def descriptor(self, index: int) -> int:
-        if index not in self.open:
-            self.open[index] = os.open(self.paths[index], os.O_RDONLY)
-        return self.open[index]
-
-    def forget(self, before: int) -> None:
-        for index in [i for i in self.open if i < before]:
-            os.close(self.open.pop(index))
-
-    def close(self) -> None:
-        self.forget(before=len(self.paths))
-
-
-def _tasks(inputs: _Inputs, pool: Executor) -> Iterator[_Task]:
-    plans: dict[tuple[str, str, int], _Plan] = {}
-    for index, path in enumerate(inputs.paths):
-        descriptor = inputs.descriptor(index)
-        pieces = list(cuts(regions(path), os.fstat(descriptor).st_size))
-        for cut in pieces:
-            if cut.dtype and cut.kind not in plans:
-                alike = [other for other in pieces if other.kind == cut.kind]
-                plans[cut.kind] = _trial(pool, descriptor, alike)
-            yield _Task(index, descriptor, cut, plans[cut.kind] if cut.dtype else _Plan(0))
+    def update(self, task: _Task, data: np.ndarray) -> None:
+        """Add the next bytes; a member is complete with its last one."""
+        begin = 0
+        for source, offset, size in task.parts:
+            for digest in (self.sha256, self.md5):
+                digest.update(data[begin : begin + size])
+            begin += size
+            if offset + size == source.size:
+                self.members.append(Member(source.member, source.size, self.sha256.hexdigest(), self.md5.hexdigest()))
+                self.sha256, self.md5 = hashlib.sha256(), hashlib.md5()
 
 
 class _Work:
@@ -162,41 +177,78 @@ class _Work:
         self.buffers = Buffers()
 
     def __call__(self, task: _Task) -> tuple[np.ndarray, list[Packed]]:
-        data = _read(task.descriptor, task.cut, self.buffers.take(task.cut.size))
-        packed = _encode(data, task.cut, task.plan)
+        data, begin = self.buffers.take(task.size), 0
+        for source, offset, size in task.parts:
+            source.read(offset, data[begin : begin + size])
+            begin += size
+        packed = task.encode(data) if len(data) else []
         # An archive is proved while its source is there: what it unpacks to is compared at once.
-        restored, offset = self.buffers.take(len(data)), 0
+        restored, begin = self.buffers.take(len(data)), 0
         for piece, block in packed:
-            decode(piece, block, restored[offset : offset + block.size], "packing")
-            offset += block.size
+            decode(bytes(piece), block, restored[begin : begin + block.size], "packing")
+            begin += block.size
         if not np.array_equal(restored, data):
             raise UpsDataError("packing: a block does not unpack to what it was made of; report this, use codec gzip")
         self.buffers.give(restored)
         return data, packed
 
 
-def _encode(data: np.ndarray, cut: Cut, plan: _Plan) -> list[Packed]:
-    if plan.by_order:
-        return encode_by_order(data, _coding(cut, plan))
-    return [encode(data, _coding(cut, plan))]
+# --- which bytes make a block, and how it is packed ----------------------------------------------
 
 
-def _read(descriptor: int, cut: Cut, out: np.ndarray) -> np.ndarray:
-    if os.preadv(descriptor, [out], cut.offset) != cut.size:
-        raise UpsDataError("a file became shorter while it was being packed; pack it when nothing writes it")
-    return out
+def _tasks(sources: list[_Source], pool: Executor) -> Iterator[_Task]:
+    """Small files without numbers first, those of one kind together; then the others, each cut for itself."""
+    small = [source for source in sources if source.size < SMALL and not regions(source.path)]
+    small.sort(key=lambda source: (Path(source.member).suffix, source.member))
+    budget = LZMA_BUDGET
+
+    def as_bytes(size: int) -> Encode:
+        nonlocal budget
+        budget -= size
+        return partial(_encode_bytes, patient=budget >= 0)
+
+    for parts in _together(small):
+        yield _Task(parts, as_bytes(sum(size for _, _, size in parts)))
+    alone, plans = set(sources) - set(small), {}
+    for source in sources:
+        if source not in alone:
+            continue
+        pieces = list(cuts(regions(source.path), source.size))
+        for cut in pieces:
+            if cut.dtype and cut.kind not in plans:
+                plans[cut.kind] = _trial(pool, source, [other for other in pieces if other.kind == cut.kind])
+            plan = plans[cut.kind] if cut.dtype else _Plan(0)
+            yield _Task(((source, cut.offset, cut.size),), _encode(cut, plan) if plan.fastest else as_bytes(cut.size))
 
 
-def _coding(cut: Cut, plan: _Plan) -> Coding:
+def _together(small: list[_Source]) -> Iterator[tuple[tuple[_Source, int, int], ...]]:
+    parts, size = [], 0
+    for source in small:
+        if parts and size + source.size > BLOCK:
+            yield tuple(parts)
+            parts, size = [], 0
+        parts.append((source, 0, source.size))
+        size += source.size
+    if parts:
+        yield tuple(parts)
+
+
+def _encode_bytes(data: np.ndarray, patient: bool) -> list[Packed]:
+    return [encode_bytes(data, patient)]
+
+
+def _encode(cut: Cut, plan: _Plan) -> Encode:
+    """What packs this cut of numbers."""
     if not plan.fastest:
-        return DEFLATE
+        return partial(_encode_bytes, patient=False)
     axes = list(range(len(cut.shape)))
     axes.append(axes.pop(plan.fastest))
-    return Coding("pcodec", cut.dtype, cut.shape, tuple(axes))
+    coding = Coding("pcodec", cut.dtype, cut.shape, tuple(axes))
+    return partial(encode_by_order if plan.by_order else encode, coding=coding)
 
 
-def _trial(pool: Executor, descriptor: int, alike: list[Cut]) -> _Plan:
-    """The plan that packs samples of these cuts smallest: which axis last, or deflate; for much data, who chooses.
+def _trial(pool: Executor, source: _Source, alike: list[Cut]) -> _Plan:
+    """The plan that packs samples of these cuts smallest: which axis last, or as bytes; for much data, who chooses.
 
     The choice depends on the data alone, never on the time it took.
     """
@@ -206,15 +258,15 @@ def _trial(pool: Executor, descriptor: int, alike: list[Cut]) -> _Plan:
     dimensions = len(alike[0].shape)
     axes = min(AXES, dimensions - 1 if dimensions > 2 else dimensions)
     plans = [*(_Plan(-axis, by_order=much) for axis in range(1, axes + 1)), _Plan(0)]
-    sizes = _sizes(pool, descriptor, samples, plans)
+    sizes = _sizes(pool, source, samples, plans)
     best = min(plans, key=sizes.__getitem__)  # the first of equals: the order in the file
     if not best.by_order:
         return best
     by_pcodec = _Plan(best.fastest)
-    return best if sizes[best] <= WORTH * _sizes(pool, descriptor, samples, [by_pcodec])[by_pcodec] else by_pcodec
+    return best if sizes[best] <= WORTH * _sizes(pool, source, samples, [by_pcodec])[by_pcodec] else by_pcodec
 
 
-def _sizes(pool: Executor, descriptor: int, samples: list[Cut], plans: list[_Plan]) -> dict[_Plan, float]:
+def _sizes(pool: Executor, source: _Source, samples: list[Cut], plans: list[_Plan]) -> dict[_Plan, float]:
     """Packed size of the samples under each plan, in units of their unpacked size, added up."""
     trials = [(plan, cut) for plan in plans for cut in samples]
 
@@ -222,8 +274,8 @@ def _sizes(pool: Executor, descriptor: int, samples: list[Cut], plans: list[_Pla
         plan, cut = trial
         if not plan.fastest:
             cut = Cut(cut.offset, min(cut.size, DEFLATE_PIECE))
-        data = _read(descriptor, cut, np.empty(cut.size, np.uint8))
-        return sum(block.packed for _, block in _encode(data, cut, plan)) / len(data)
+        data = source.read(cut.offset, np.empty(cut.size, np.uint8))
+        return sum(block.packed for _, block in _encode(cut, plan)(data)) / len(data)
 
     sizes = dict.fromkeys(plans, 0.0)
     for (plan, _), value in zip(trials, pool.map(share, trials), strict=True):
