@@ -7,12 +7,13 @@ import filecmp
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ups_data import files
 from ups_data.errors import UpsDataError
+from ups_data.execution import WorkersLost
 from ups_data.manifest import content_key
 from ups_data.params import Convert
 
@@ -135,6 +136,26 @@ def done_before(folder: Path, key: str, targets: Mapping[str, Path]) -> dict | N
         if not place.exists() or _mark(place) != mark:
             return None
     return done["manifest"]
+
+
+def make_once(
+    folder: Path, key: str, targets: Mapping[str, Path], manifest_file: Path | None, make: Callable[[], dict]
+) -> dict:
+    """Publish what `make()` leaves in the folder of work, or what a killed run of this work has made whole there.
+
+    Returns the manifest. When `make` fails nothing is kept; when it lost its workers the next run goes on.
+    """
+    manifest = done_before(folder, key, targets)
+    if manifest is None:
+        try:
+            manifest = make()
+        except WorkersLost:
+            raise
+        except (UpsDataError, OSError):
+            files.remove(folder)
+            raise
+    publish_all(folder, manifest, targets, manifest_file)
+    return manifest
 
 
 def publish_all(folder: Path, manifest: Mapping, targets: Mapping[str, Path], manifest_file: Path | None) -> None:

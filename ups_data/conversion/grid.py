@@ -7,20 +7,17 @@ the way. A journal of finished blocks lets a killed run go on; outputs appear wh
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ups_data import console, files
-from ups_data.conversion import blocks
+from ups_data import files
+from ups_data.conversion import blocks, journal
 from ups_data.conversion.facts import special_facts
-from ups_data.conversion.files import done_before, empty, note_done, publish_all, raw_files, work_key, workplace
+from ups_data.conversion.files import empty, make_once, note_done, raw_files, work_key, workplace
 from ups_data.conversion.plan import Output, Plan, plan_grid, static_fields
-from ups_data.errors import UpsDataError
-from ups_data.execution import WorkersLost, run_all
 from ups_data.manifest import build_manifest, manifest_path
 from ups_data.params import SPLITS, Convert, Splits
 from ups_data.splits import leaked_share
@@ -90,24 +87,12 @@ def _convert(
             outputs=[output.path for output in plan.files],
             targets=[str(path) for path in targets.values()],
         )
-        manifest = done_before(folder, key, targets)
-        if manifest is None:
-            try:
-                manifest = _make(plan, folder, key, workers, scheduler)
-            except WorkersLost:
-                raise
-            except (UpsDataError, OSError):
-                files.remove(folder)
-                raise
-        publish_all(folder, manifest, targets, manifest_file)
-    return manifest
+        return make_once(folder, key, targets, manifest_file, lambda: _make(plan, folder, key, workers, scheduler))
 
 
 def _make(plan: Plan, folder: Path, key: str, workers: int | None, scheduler: str | None) -> dict:
     """Make all outputs in the folder of work and note that they are whole; return the manifest."""
-    size = len(plan.samples) * int(np.prod(plan.sample_shape)) * 4
-    journal, offsets = _open_journal(plan, folder, key, size)
-    moments, loss = _copy_all(plan, folder, offsets, journal, size, workers, scheduler)
+    moments, loss = _copy_all(plan, folder, key, workers, scheduler)
     manifest = _manifest(plan, moments, loss)
     for output in plan.files:
         _describe(plan, folder, output, manifest)
@@ -118,13 +103,35 @@ def _make(plan: Plan, folder: Path, key: str, workers: int | None, scheduler: st
 # --- the copy ------------------------------------------------------------------------------------
 
 
-def _open_journal(plan: Plan, folder: Path, key: str, size: int) -> tuple[Path, dict[str, int]]:
-    """Go on with a partial conversion of the very same plan, or start an empty one."""
-    journal = folder / "journal.jsonl"
-    if journal.exists():
-        head = json.loads(journal.read_text().partition("\n")[0] or "{}")
-        if head.get("key") == key and all((folder / output.path).exists() for output in plan.files):
-            return journal, head["offsets"]
+def _copy_all(
+    plan: Plan, folder: Path, key: str, workers: int | None, scheduler: str | None
+) -> tuple[dict[str, Moments], float]:
+    """Copy what the journal lacks; merge the moments in the order of the blocks, whoever was first.
+
+    Returns the moments of every split and the greatest loss of rounding.
+    """
+    log = folder / "journal.jsonl"
+    size = len(plan.samples) * int(np.prod(plan.sample_shape)) * 4
+    cut = list(blocks.blocks_of(plan, folder, _begin(plan, folder, key, log, size)))
+    done = journal.run_parts(
+        blocks.copy_block,
+        cut,
+        [size / len(cut)] * len(cut),
+        log,
+        f"convert {plan.task}",
+        workers=workers,
+        scheduler=scheduler,
+    )
+    parts = [result["moments"] for result in done]
+    merged = {s: merge_all(Moments.from_list(part[s]) for part in parts if s in part) for s in plan.outputs}
+    return merged, max(result["loss"] for result in done)
+
+
+def _begin(plan: Plan, folder: Path, key: str, log: Path, size: int) -> dict[str, int]:
+    """Byte offsets of the data in the outputs: those of a killed run of the very same plan, or empty ones made here."""
+    head = journal.head_of(log)
+    if head.get("key") == key and all((folder / output.path).exists() for output in plan.files):
+        return head["offsets"]
     empty(folder)
     files.require_space(folder, size, f"converting {plan.task}")
     offsets = {}
@@ -132,51 +139,13 @@ def _open_journal(plan: Plan, folder: Path, key: str, size: int) -> tuple[Path, 
         path = folder / output.path
         path.parent.mkdir(exist_ok=True)
         offsets[output.path] = create_grid(path, (output.count, *plan.sample_shape), _head(folder, output))
-    with files.atomic(journal) as temporary:
-        temporary.write_text(json.dumps({"key": key, "offsets": offsets}) + "\n")
-    return journal, offsets
+    journal.start(log, {"key": key, "offsets": offsets})
+    return offsets
 
 
 def _head(folder: Path, output: Output) -> Path:
+    """Where the bytes before the data of an output are kept."""
     return folder / f"{output.name}.head"
-
-
-def _copy_all(
-    plan: Plan,
-    folder: Path,
-    offsets: dict[str, int],
-    journal: Path,
-    size: int,
-    workers: int | None,
-    scheduler: str | None,
-) -> tuple[dict[str, Moments], float]:
-    """Copy what the journal does not have; merge the moments in the order of the blocks, whoever was first.
-
-    Returns the moments of every split and the greatest loss of rounding.
-    """
-    done: dict[int, dict] = {}
-    for line in journal.read_text().splitlines()[1:]:
-        try:
-            index, result = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the run was killed while it wrote this line; one that went on has written more after it
-        done[index] = result
-    cut = list(blocks.blocks_of(plan, folder, offsets))
-    if done:
-        console.say(f"convert {plan.task}: going on with {len(cut) - len(done)} of {len(cut)} blocks")
-    share = size / len(cut)
-    todo = {index: block for index, block in enumerate(cut) if index not in done}
-    with console.progress(f"convert {plan.task}", size, "B") as bar, open(journal, "a") as log:
-        bar.advance(share * len(done))
-        log.write("\n" if done else "")
-        for index, result in run_all(blocks.copy_block, todo, workers, scheduler):
-            done[index] = result
-            log.write(json.dumps([index, result]) + "\n")
-            log.flush()
-            bar.advance(share)
-    parts = [done[i]["moments"] for i in range(len(cut))]
-    merged = {s: merge_all(Moments.from_list(part[s]) for part in parts if s in part) for s in plan.outputs}
-    return merged, max(result["loss"] for result in done.values())
 
 
 # --- the description -----------------------------------------------------------------------------

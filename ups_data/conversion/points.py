@@ -16,10 +16,9 @@ import numpy as np
 from ups_data import files
 from ups_data.conversion import journal, mesh_files, particle_files
 from ups_data.conversion.facts import residual_facts, twin_facts
-from ups_data.conversion.files import done_before, empty, note_done, publish_all, raw_files, work_key, workplace
+from ups_data.conversion.files import empty, make_once, note_done, raw_files, work_key, workplace
 from ups_data.conversion.looks import Opener, Piece, Scan, scan_files
 from ups_data.errors import UpsDataError
-from ups_data.execution import WorkersLost
 from ups_data.manifest import build_manifest, manifest_path
 from ups_data.params import SPLITS, Convert, Splits
 from ups_data.sources.mesh_grid import GridMesh
@@ -93,17 +92,9 @@ def convert_points(
             ],
             together=scan.together,
         )
-        manifest = done_before(folder, key, targets)
-        if manifest is None:
-            try:
-                manifest = _make(plan, folder, key, workers, scheduler)
-            except WorkersLost:
-                raise
-            except (UpsDataError, OSError):
-                files.remove(folder)
-                raise
-        publish_all(folder, manifest, targets, manifest_path(out, task))
-    return manifest
+        return make_once(
+            folder, key, targets, manifest_path(out, task), lambda: _make(plan, folder, key, workers, scheduler)
+        )
 
 
 def _make(plan: Plan, folder: Path, key: str, workers: int | None, scheduler: str | None) -> dict[str, object]:

@@ -16,10 +16,7 @@ autoencoder and operator (SHA-256 of their weights), and as JSON channels, error
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -27,82 +24,12 @@ import torch
 
 from ups_data import console, files
 from ups_data.errors import UpsDataError
-from ups_data.models.autoencoder import Autoencoder, load_autoencoder
+from ups_data.evaluation.request import Request, Rollout
+from ups_data.models.autoencoder import load_autoencoder
 from ups_data.models.checkpoint import weights_id
-from ups_data.models.operator import LatentOperator, load_operator
+from ups_data.models.operator import load_operator
 
 FORMAT, VERSION = "ups-data/rollout", 1
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for: trained models, and how much of the file."""
-
-    task: str
-    autoencoder: Autoencoder
-    operator: LatentOperator
-    device: torch.device
-    given: int  # frames known before the rollout
-    stride: int  # frames of the view from one frame of the rollout to the next
-    steps: int | None  # frames to predict; None: as many as the file has after the given ones
-    samples: int | None  # at most this many
-
-    def check_given(self, path: Path, frames: int) -> int:
-        """The steps to predict where the file has `frames`; raises UpsDataError when it has too few to start from."""
-        needed = max(self.operator.history, 2 if self.autoencoder.config["kind"] == "particles" else 1)
-        if not needed <= self.given <= frames:
-            raise UpsDataError(
-                f"{path}: --given: got {self.given}, expected {needed} (the frames the models see) to {frames} (the "
-                "frames of the file at the view of the models)"
-            )
-        steps = self.steps or frames - self.given
-        if steps < 1:
-            raise UpsDataError(f"{path}: all {frames} frames are given; say with --steps how many to predict")
-        return steps
-
-    def check_parameters(self, path: Path, names: list[str]) -> None:
-        """Raise UpsDataError unless the file has as many physical parameters as the operator was trained with."""
-        known = len(self.operator.config["conditioning"]["log"]) - 1  # the last one is the time step
-        if len(names) != known:
-            raise UpsDataError(
-                f"{path}: got {len(names)} physical parameters ({', '.join(names) or 'none'}), expected {known}: the "
-                f"operator of {self.task} was trained with other data"
-            )
-
-    def check_channels(self, path: Path, channels: list[str]) -> None:
-        """Raise UpsDataError unless the file has the channels that the autoencoder encodes."""
-        expected = [name for names in self.autoencoder.roles.values() for name in names]
-        if sorted(channels) != sorted(expected):
-            raise UpsDataError(
-                f"{path}: got the channels {', '.join(channels)}, expected {', '.join(expected)} of {self.task}"
-            )
-
-    def spread(self, channels: list[str]) -> np.ndarray:
-        """Train's standard deviation of channels [C]."""
-        return np.array([self.autoencoder.config["normaliser"][name]["std"] for name in channels])
-
-
-class Block(NamedTuple):
-    """Predicted frames of some samples: arrays [b, n, ..] by name, and their errors [b, n, C] as far as known."""
-
-    samples: slice
-    steps: slice
-    fields: dict[str, np.ndarray]
-    errors: np.ndarray | None
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A rollout that is about to be made: what the file will say, and its blocks one after another."""
-
-    samples: int
-    times: np.ndarray  # [N]
-    frames: dict[str, tuple[int, ...]]  # name -> shape of one frame
-    channels: list[str]
-    error_channels: list[str]
-    parameters: dict[str, np.ndarray]  # name -> [S]
-    blocks: Iterator[Block]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # coordinates and the like
 
 
 def load_request(

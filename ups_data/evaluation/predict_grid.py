@@ -14,7 +14,7 @@ from ups_data import console
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import BATCH_VALUES, batches, to_numpy
 from ups_data.evaluation.metrics import relative, rmse, root_mean_square
-from ups_data.evaluation.predict import Block, Request, Rollout
+from ups_data.evaluation.request import Block, Request, Rollout
 from ups_data.models.grid_autoencoder import static_patches
 from ups_data.sources.grids import open_raw
 from ups_data.sources.raw import RawFile

@@ -13,7 +13,7 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import carry
 from ups_data.evaluation.forecast import batches, to_numpy
 from ups_data.evaluation.metrics import displacement, minimum_image, relative, rmse, root_mean_square
-from ups_data.evaluation.predict import Block, Request, Rollout
+from ups_data.evaluation.request import Block, Request, Rollout
 from ups_data.geometry import boundary_distance
 from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_npz import ParticleShard

@@ -49,8 +49,7 @@ class GridMesh(AbstractContextManager):
 
     def parameters(self) -> dict[str, tuple[str, float]]:
         """The physical parameters, the same for all samples: name -> (raw name, value)."""
-        values = self._raw.values(0)
-        return {n: (raw, v) for (n, raw), v in zip(self._raw.parameters.items(), values, strict=True)}
+        return self._raw.constant_parameters()
 
     def groups(self, rows: Sequence[int]) -> list[str]:
         """Ids of some samples: the mesh and the coefficient on it, whatever the strength of the source."""

@@ -54,8 +54,7 @@ class FlowTracers(AbstractContextManager):
 
     def parameters(self) -> dict[str, tuple[str, float]]:
         """The physical parameters, the same for all samples: name -> (raw name, value)."""
-        values = self.raw.values(0)
-        return {n: (raw, v) for (n, raw), v in zip(self.raw.parameters.items(), values, strict=True)}
+        return self.raw.constant_parameters()
 
     def trajectory(self, row: int) -> Trajectory:
         """The tracers of one sample of the flow."""

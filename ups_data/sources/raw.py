@@ -60,6 +60,10 @@ class RawFile:
             "periodic": self.periodic,
         }
 
+    def constant_parameters(self) -> dict[str, tuple[str, float]]:
+        """The physical parameters where all samples share them: name -> (raw name, value)."""
+        return {n: (raw, v) for (n, raw), v in zip(self.parameters.items(), self.values(0), strict=True)}
+
     @property
     def grouped_by(self) -> list[str]:
         """The channels of the first frame that make an initial condition; of a static problem, its inputs."""
