@@ -57,19 +57,18 @@ def _on_cores(work: Callable, tasks: Mapping[int, tuple], workers: int) -> Itera
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             yield running.pop(future), future.result()
 
-    with ProcessPoolExecutor(workers, get_context("fork"), _leave_with, (os.getpid(),)) as pool:
-        try:
-            for number, arguments in tasks.items():
-                running[pool.submit(work, *arguments)] = number
-                if len(running) == AHEAD * workers:
-                    yield from finished()
-            while running:
+    pool = ProcessPoolExecutor(workers, get_context("fork"), _leave_with, (os.getpid(),))
+    try:
+        for number, arguments in tasks.items():
+            running[pool.submit(work, *arguments)] = number
+            if len(running) == AHEAD * workers:
                 yield from finished()
-        except BrokenProcessPool:
-            raise WorkersLost("a worker process was killed; run the same command again to go on") from None
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        while running:
+            yield from finished()
+    except BrokenProcessPool:
+        raise WorkersLost("a worker process was killed; run the same command again to go on") from None
+    finally:
+        pool.shutdown(cancel_futures=True)  # once, and to its end: a second call or none can leave the workers behind
 
 
 def _leave_with(parent: int) -> None:
