@@ -8,7 +8,7 @@ checks, and the flush to the disk before a file appears under its name. `cp` doe
 each of like things: the conversion with its calls for the disk made no-ops from outside against plain `cp`, and the
 conversion as it is against `cp` followed by an fsync of the copy, where the disk has its say. The four take turns, the
 page cache is warm, the disk has nothing left to write when a run starts, the best of each counts. Of a conversion,
-0.8 s are the start of Python and small work, whatever the size: official files are 4 to 8 GB. Targets: 0.8 of
+half a second is the start of Python and small work, whatever the size: official files are 4 to 8 GB. Targets: 0.8 of
 `cp` for one array, 0.4 for several fields and for groups, less than 1 GiB of memory for a file of any size.
 The file packed by lzf is as the official one is: numbers that do not get smaller, most chunks stored as they are.
 """

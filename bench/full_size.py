@@ -113,7 +113,7 @@ class Test:
         self.knobs, self.device, self.models = dataset.evaluate, device, folder / "models" / task
         reader = GridReader(folder / "data" / "pdebench" / f"{task}_test.h5")
         stride = self.knobs.stride
-        self.frames = torch.from_numpy(reader.data[:][:, ::stride, :, 0].copy()).to(device)  # [S, T, X]
+        self.frames = torch.from_numpy(reader.data[:, ::stride, :, 0].copy()).to(device)  # [S, T, X]
         self.parameters = torch.from_numpy(reader.parameters).to(device)  # [S, P]
         self.names = reader.parameter_names
         self.time_step = float(reader.time[stride] - reader.time[0])

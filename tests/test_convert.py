@@ -12,6 +12,7 @@ import pytest
 
 from stages import convert as stage
 from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_fields, write_groups, write_one_array
+from tests.test_convert_kills import digests
 from ups_data import files
 from ups_data.conversion import blocks
 from ups_data.conversion.grid import convert_grid
@@ -19,10 +20,6 @@ from ups_data.errors import UpsDataError
 from ups_data.stores.grid import GridReader
 
 NAMES = ("train", "val", "test")
-
-
-def digests(folder):
-    return {p.name: files.checksum(p) for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".")}
 
 
 def converted(folder, task="burgers1d"):

@@ -13,7 +13,8 @@ import pytest
 
 from stages import convert as stage
 from tests.raw import SPLITS, convert_knobs, write_burgers
-from ups_data import console, files
+from tests.test_convert_kills import digests
+from ups_data import console
 from ups_data.conversion import blocks
 from ups_data.conversion.grid import convert_grid
 from ups_data.execution import SCHEDULER, run_all
@@ -56,8 +57,17 @@ def scheduler():
         yield address
 
 
-def digests(folder):
-    return {p.name: files.checksum(p) for p in sorted(Path(folder).iterdir()) if not p.name.startswith(".")}
+def kill_at_step(number, victim, monkeypatch):
+    """Kill a worker when the progress of what runs next takes that step."""
+    steps = iter(range(1000))
+    advance = console.Progress.advance
+
+    def kill_one(bar, *amount):
+        if next(steps) == number:
+            victim.send_signal(signal.SIGKILL)
+        advance(bar, *amount)
+
+    monkeypatch.setattr(console.Progress, "advance", kill_one)
 
 
 @pytest.mark.slow
@@ -102,15 +112,7 @@ def test_a_conversion_that_lost_a_worker_has_the_same_bytes(tmp_path, scheduler,
     monkeypatch.setattr(blocks, "BLOCK", 400)
     convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "here", workers=1)
     with worker(scheduler) as victim, worker(scheduler):
-        count = iter(range(1000))
-        advance = console.Progress.advance
-
-        def kill_one(bar, *amount):
-            if next(count) == 20:
-                victim.send_signal(signal.SIGKILL)
-            advance(bar, *amount)
-
-        monkeypatch.setattr(console.Progress, "advance", kill_one)
+        kill_at_step(20, victim, monkeypatch)
         convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out", scheduler=scheduler)
         assert victim.wait(20) == -signal.SIGKILL
     assert digests(tmp_path / "out") == digests(tmp_path / "here")

@@ -10,8 +10,7 @@ import pytest
 
 from tests.raw import SPLITS, convert_knobs, write_darcy, write_flow
 from tests.test_convert_kills import check_kills, check_kills_beside_workers, digests
-from tests.test_dask import scheduler, worker  # noqa: F401 (a fixture)
-from ups_data import console
+from tests.test_dask import kill_at_step, scheduler, worker  # noqa: F401 (a fixture)
 from ups_data.conversion import journal, looks, particle_files
 from ups_data.conversion.points import convert_points
 from ups_data.errors import UpsDataError
@@ -106,15 +105,7 @@ def test_a_dask_cluster_makes_the_same_bytes_also_when_it_loses_a_worker(
         victim = stack.enter_context(worker(scheduler))
         convert_points("task", kind, knobs, SPLITS, tmp_path / "one", scheduler=scheduler)
         stack.enter_context(worker(scheduler))
-        steps = iter(range(1000))
-        advance = console.Progress.advance
-
-        def kill_one(bar, *amount):
-            if next(steps) == 3:
-                victim.send_signal(signal.SIGKILL)
-            advance(bar, *amount)
-
-        monkeypatch.setattr(console.Progress, "advance", kill_one)
+        kill_at_step(3, victim, monkeypatch)
         convert_points("task", kind, knobs, SPLITS, tmp_path / "two", scheduler=scheduler)
         assert victim.wait(20) == -signal.SIGKILL
     assert digests(tmp_path / "here") == digests(tmp_path / "one") == digests(tmp_path / "two")

@@ -69,9 +69,6 @@ def sentence(path: str | Path, problems: Sequence[Mapping[str, Any]], tree: dict
     key = ".".join(location) or "the file"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     if first["type"] == "extra_forbidden":
-        parent = tree
-        for part in location[:-1]:
-            parent = parent[part]
         return f"{path}: {key}: unknown key; take it out or correct its name{more}"
     if first["type"] == "missing":
         return f"{path}: {key}: missing; add it{more}"

@@ -107,26 +107,27 @@ def unpack_bytes(packed: bytes, method: str, size: int, what: str) -> bytes:
     """Unpack to exactly `size` bytes; never holds more than that."""
     if method == "deflate":
         return inflate(packed, size, what)
-    data, ended = packed, True
     if method == "lzma":
-        stream = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(size))
-        try:
-            data = stream.decompress(packed, size + 1)
-        except (lzma.LZMAError, EOFError) as error:
-            raise UpsDataError(f"{what} does not unpack ({error}); fetch it again") from None
-        ended = stream.eof and not stream.unused_data
-    if len(data) != size or not ended:
-        raise UpsDataError(f"{what} does not have the size it claims ({size} bytes); refused")
-    return data
+        return _unpack(lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_filters(size)), packed, size, what)
+    if len(packed) != size:
+        raise _wrong_size(size, what)
+    return packed
 
 
 def inflate(packed: bytes, size: int, what: str) -> bytes:
     """Unpack a zlib stream of exactly `size` bytes; never holds more than that."""
-    stream = zlib.decompressobj()
+    return _unpack(zlib.decompressobj(), packed, size, what)
+
+
+def _unpack(stream: zlib._Decompress | lzma.LZMADecompressor, packed: bytes, size: int, what: str) -> bytes:
     try:
         data = stream.decompress(packed, size + 1)
-    except zlib.error as error:
+    except (zlib.error, lzma.LZMAError, EOFError) as error:
         raise UpsDataError(f"{what} does not unpack ({error}); fetch it again") from None
     if len(data) != size or not stream.eof or stream.unused_data:
-        raise UpsDataError(f"{what} does not have the size it claims ({size} bytes); refused")
+        raise _wrong_size(size, what)
     return data
+
+
+def _wrong_size(size: int, what: str) -> UpsDataError:
+    return UpsDataError(f"{what} does not have the size it claims ({size} bytes); refused")

@@ -292,9 +292,11 @@ class _Outputs:
         """These bytes of a file are final."""
         self.unsent += piece.size
         done = piece.target + piece.size == piece.member.size
-        if self.unsent >= (SMALL if done else FLUSH):  # small files go to the disk together when they are published
-            self.unsent = 0
+        if self.unsent >= FLUSH or (done and piece.member.size >= SMALL):  # small ones go together, when published
             self.flusher.submit(files.sync, self.folder / piece.member.path)
+            self.unsent = 0
+        elif done:
+            self.unsent = 0
 
     def close(self) -> None:
         """Give up what is not finished."""

@@ -108,8 +108,9 @@ def _save(
 ) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    moments = optimiser.state
     for name, parameter in model.named_parameters():
-        tensors |= {f"moments.{name}/{field}": value for field, value in optimiser.state[parameter].items()}
+        tensors |= {f"moments.{name}/{field}": value for field, value in moments[parameter].items()}
     header = {"key": key, "step": str(step), "curve": json.dumps(curve)}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with files.atomic(state / "state.safetensors") as temporary:
@@ -135,10 +136,10 @@ def _resume(
         return 0, [], {}  # a damaged state is no state: start again
     model.load_state_dict(_under("model.", tensors))
     device = next(model.parameters()).device
-    parameters = dict(model.named_parameters())
+    parameters, moments = dict(model.named_parameters()), optimiser.state
     for name, tensor in _under("moments.", tensors).items():
         parameter, _, field = name.partition("/")
-        optimiser.state[parameters[parameter]][field] = tensor.to(device)
+        moments[parameters[parameter]][field] = tensor.to(device)
     step = int(header["step"])
     console.say(f"{label}: going on from step {step}")
     best = {name: tensor.to(device) for name, tensor in _under("best.", tensors).items()}
