@@ -13,6 +13,7 @@ from ups_data.errors import UpsDataError
 STRIP = 1 << 17  # numbers taken in at once: they and their deviations, 1 MB, stay in a cache
 TERMS = 8  # float32 numbers added up one after another, and as many such sums, before float64 takes over
 SAMPLED = 61  # one number in so many tells where the mean is: a prime, so that it does not go along with a grid
+MANY = 1 << 12  # rows of a strip whose float32 roundings cancel out; fewer are added up in float64 from the start
 SAFE = (1e-15, 1e15)  # deviations whose squares float32 can hold
 
 
@@ -86,8 +87,8 @@ class Moments:
 class Sums:
     """Moments of rows of C numbers that come in strips, each with its own shift and merged in float64 at the end.
 
-    Of float32 numbers, the deviations from a float32 near the strip's mean are float32 too (near it, that is exact),
-    a few of them are added up in float32, and all else is float64: mean and standard deviation are within 2e-7
+    Of many float32 numbers, the deviations from a float32 near the strip's mean are float32 too (near it, that is
+    exact), a few of them are added up in float32, and all else is float64: mean and standard deviation are within 1e-7
     standard deviations of the exact ones, within 1e-5 for the worst arrangement of numbers (tests/test_statistics.py).
     Elementwise operations and sums in a fixed order give the same bits everywhere; BLAS, which is faster, does not.
     `scratch` (see `new_scratch`) is memory to work in, for who has many sums to make.
@@ -112,7 +113,8 @@ class Sums:
             shift = (sampled / -(-rows // SAMPLED)).astype(strip.dtype)
             spreads = np.maximum(highest - shift, shift - lowest).tolist()
             safe = strip.dtype == np.float32 and all(s == 0 or SAFE[0] < s < SAFE[1] for s in spreads)
-            total, squares = _powers(strip, shift, self._scratch if safe else new_scratch(len(strip), np.float64))
+            single = safe and rows >= MANY
+            total, squares = _powers(strip, shift, self._scratch if single else new_scratch(len(strip), np.float64))
         self._strips.append((rows, shift, total, squares, lowest, highest))
 
     def moments(self) -> Moments:
