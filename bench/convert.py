@@ -1,16 +1,17 @@
 """Converting against `cp` of the same bytes: speed in every layout, and memory.
 
-    python -m bench.convert                     # speed, on files of 1.5 GB that are written for it
+    python -m bench.convert                     # speed, on files of the size of official ones, written for it
+    python -m bench.convert --gb 1.5            # on smaller ones: the start of Python, half a second, tells more
     python -m bench.convert --gb 0 --memory 8   # memory alone, on a sparse file of 8 GB
 
 Everything a conversion does is timed, from the start of Python to the manifest: planning, splits, statistics, finite
 checks, and the flush to the disk before a file appears under its name. `cp` does not flush. So there are two pairs,
 each of like things: the conversion with its calls for the disk made no-ops from outside against plain `cp`, and the
 conversion as it is against `cp` followed by an fsync of the copy, where the disk has its say. The four take turns, the
-page cache is warm, the disk has nothing left to write when a run starts, the best of each counts. Of a conversion,
-half a second is the start of Python and small work, whatever the size: official files are 4 to 8 GB. Targets: 0.8 of
-`cp` for one array, 0.4 for several fields and for groups, less than 1 GiB of memory for a file of any size.
-The file packed by lzf is as the official one is: numbers that do not get smaller, most chunks stored as they are.
+page cache is warm (twice the size of a file should fit in memory), the disk has nothing left to write when a run
+starts, the best of each counts. Targets: 0.8 of `cp` for one array, 0.4 for several fields and for groups, less than
+1 GiB of memory for a file of any size. The files packed by lzf are as the official ones are: numbers that do not get
+smaller, most chunks stored as they are; `cp` copies them packed, a conversion has HDF5 unpack them.
 """
 
 from __future__ import annotations
@@ -39,18 +40,21 @@ LINE, PLANE = (101, 1024), (101, 128, 128)  # frames and points of a sample
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a line for each layout, and one for memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gb", type=float, default=1.5, help="size of the files (0: no speed)")
+    parser.add_argument("--gb", type=float, help="size of the files (default: as official ones; 0: no speed)")
+    parser.add_argument("--only", choices=LAYOUTS, help="one layout instead of all")
     parser.add_argument("--memory", type=float, default=0, metavar="GB", help="size of the file for memory (0: none)")
-    parser.add_argument("--repeats", type=int, default=4, metavar="N", help="runs of each, the best counts")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each, the best counts")
     parser.add_argument("--folder", help="where there is room for three times the size")
     args = parser.parse_args(argv)
     print(f"{cores()} cores; wall seconds and, in brackets, processor seconds of the best run of {args.repeats}")
     print("each pair: cp, then the conversion, then its speed as a part of that of cp")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        for name, write in LAYOUTS.items() if args.gb else ():
+        for name, (write, official) in LAYOUTS.items() if args.gb != 0 else ():
+            if args.only not in (None, name):
+                continue
             raw = Path(folder) / "raw"
             raw.mkdir()
-            write(raw, args.gb * 1e9)
+            write(raw, (args.gb or official) * 1e9)
             print(compare(name, raw, Path(folder), args.repeats), flush=True)
             shutil.rmtree(raw)
         if args.memory:
@@ -196,18 +200,23 @@ def write_groups(raw: Path, size: float) -> None:
     write_samples(raw / "2D_rdb_NA_NA.h5", PLANE, "xy", size, {})
 
 
-def write_packed_groups(raw: Path, size: float) -> None:
-    """Diffusion-sorption: a group a sample, its numbers packed by lzf; `size` is that of the numbers."""
+def write_packed_planes(raw: Path, size: float) -> None:
+    """Diffusion-reaction: a group a sample, its numbers packed by lzf; `size` is that of the numbers."""
+    write_samples(raw / "2D_diff-react_NA_NA.h5", PLANE, "xy", size, {"compression": "lzf"}, channels=2)
+
+
+def write_packed_lines(raw: Path, size: float) -> None:
+    """Diffusion-sorption: the same with small samples."""
     write_samples(raw / "1D_diff-sorp_NA_NA.h5", LINE, "x", size, {"compression": "lzf"})
 
 
-def write_samples(path: Path, shape: tuple[int, ...], axes: str, size: float, packing: dict) -> None:
-    """A group a sample: `data` [T, X.., 1], `grid`, the attribute `config`."""
-    count = int(size / (4 * np.prod(shape)))
+def write_samples(path: Path, shape: tuple[int, ...], axes: str, size: float, packing: dict, channels: int = 1) -> None:
+    """A group a sample: `data` [T, X.., C], `grid`, the attribute `config`."""
+    count = int(size / (4 * channels * np.prod(shape)))
     with h5py.File(path, "w") as file:
         for row, values in enumerate(waves(count, shape)):
             group = file.create_group(f"{row:04d}")
-            group.create_dataset("data", data=values[..., None], **packing)
+            group.create_dataset("data", data=np.stack([values] * channels, axis=-1), **packing)
             group["grid/t"] = np.linspace(0, 1, shape[0], dtype=np.float32)
             for axis, points in zip(axes, shape[1:], strict=True):
                 group[f"grid/{axis}"] = np.linspace(0, 1, points, dtype=np.float32)
@@ -235,11 +244,13 @@ def write_axes(file: h5py.File) -> None:
         file.attrs["beta"] = 0.4
 
 
-LAYOUTS: dict[str, Callable[[Path, float], None]] = {
-    "one array": write_one_array,
-    "three fields": write_fields,
-    "groups": write_groups,
-    "groups, packed by lzf": write_packed_groups,
+# What writes such a file, and how many GB an official one has (three fields: 12.4, of planes: 13.2).
+LAYOUTS: dict[str, tuple[Callable[[Path, float], None], float]] = {
+    "one-array": (write_one_array, 8.2),
+    "three-fields": (write_fields, 8.2),
+    "groups": (write_groups, 6.2),
+    "groups-lzf-planes": (write_packed_planes, 6.6),
+    "groups-lzf-lines": (write_packed_lines, 4.2),
 }
 
 
