@@ -1,8 +1,9 @@
 """A dataset at full size on one GPU: simulate, convert, autoencoder, latents, train; then PDEBench's protocol.
 
 Runs the stages with a params file of one dataset in a folder of its own, and goes on where an earlier run of it
-stopped. `--minutes` sets the training time of an operator: the speed is measured first. With several `--seeds` an
-operator is trained and scored for each. Prints one JSON line a step.
+stopped. All sections `simulate` of the file are made: a dataset of several equations has some. `--minutes` sets the
+training time of an operator: the speed is measured first. With several `--seeds` an operator is trained and scored for
+each. Prints one JSON line a step.
 
     python -m bench.full_size --params configs/burgers1d_gpu.yaml --folder /tmp/burgers --minutes 1 --seeds 0 1 2
 """
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     task, dataset = the_dataset(params, knobs)
     for stage in args.stages:
         if stage != "train":
-            seconds = run_stage(stage, task, params, args.folder, knobs, args.device)
+            sections = load_params(params, knobs).simulate if stage == "simulate" else [task]
+            seconds = sum(run_stage(stage, name, params, args.folder, knobs, args.device) for name in sections)
             print(json.dumps({"stage": stage, "seconds": round(seconds, 1)}), flush=True)
     if "train" in args.stages:
         where = pick_device(args.device)
@@ -135,13 +137,17 @@ class Test:
         return rows
 
     def _summary(self, found: Tensor) -> dict:
-        """Mean over trajectories with half the width of its 95 % confidence interval, and over those of each value."""
+        """Mean over trajectories with half the width of its 95 % confidence interval, and over those of each value.
+
+        By every parameter that tells trajectories apart: one that has several values, or that only some have.
+        """
         half = 1.96 * found.std() / len(found) ** 0.5
         row = {"nrmse": float(f"{found.mean():.4g}"), "plus_minus": float(f"{half:.2g}"), "trajectories": len(found)}
-        values = self.parameters[:, 0].unique().tolist()
-        if len(values) > 1:
-            means = {f"{v:.4g}": float(f"{found[self.parameters[:, 0] == v].mean():.4g}") for v in values}
-            row[f"by_{self.names[0]}"] = means
+        for name, column in zip(self.names, self.parameters.T, strict=True):
+            there = ~column.isnan()  # not where the equation of a trajectory has no such parameter
+            values = column[there].unique().tolist()
+            if len(values) + (not there.all()) > 1:
+                row[f"by_{name}"] = {f"{v:.4g}": float(f"{found[column == v].mean():.4g}") for v in values}
         return row
 
     def rollout(self) -> Predict:

@@ -215,7 +215,7 @@ def test_particles_carried_by_a_turning_flow_stay_on_their_circle():
 def test_the_mesh_baseline_does_not_depend_on_the_numbering_of_nodes():
     config = {
         "mean": [0.0, 0.0], "std": [1.0, 1.0], "width": 8, "depth": 2, "inputs": [0], "targets": [1], "dimension": 2,
-        "edge_length": 0.5, "conditioning": conditioning_facts(torch.zeros(1, 0), 1.0),
+        "edge_length": 0.5, "conditioning": conditioning_facts(torch.zeros(1, 0), 1.0, []),
     }  # fmt: skip
     model = MeshNet(config)
     coords, inputs = torch.rand(5, 2), torch.rand(1, 5, 1)
@@ -231,7 +231,7 @@ def test_the_mesh_baseline_does_not_depend_on_the_numbering_of_nodes():
 def test_the_particle_baseline_sees_neighbours_across_the_seam():
     config = {
         "mean": [0.0, 0.0], "std": [1.0, 1.0], "width": 8, "depth": 1, "dimension": 2, "radius": 0.1,
-        "conditioning": conditioning_facts(torch.ones(1, 0), 0.1),
+        "conditioning": conditioning_facts(torch.ones(1, 0), 0.1, []),
     }  # fmt: skip
     model = ParticleNet(config)
     torch.nn.init.normal_(model.outward.weight)

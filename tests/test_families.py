@@ -18,6 +18,7 @@ BLOCKS = re.findall(
 FILES = {
     "advection1d": 8,
     "burgers1d": 12,
+    "burgers_advection1d": 20,
     "reaction_diffusion1d": 16,
     "diffusion_sorption1d": 1,
     "cfd1d": 3,

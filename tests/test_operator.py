@@ -36,7 +36,7 @@ def operator(token_grid=(8,), periodic=(True,), static=False, **more):
     """An operator with random weights throughout: a fresh one predicts no change."""
     config = KNOBS | {
         "token_grid": token_grid, "periodic": periodic, "latent_dim": 4, "static": static, "format": FORMAT,
-        "conditioning": conditioning_facts(torch.tensor([[0.1], [1.0]]), 0.05),
+        "conditioning": conditioning_facts(torch.tensor([[0.1], [1.0]]), 0.05, ["viscosity"]),
     } | more  # fmt: skip
     torch.manual_seed(0)
     model = build_operator(config)
@@ -74,7 +74,7 @@ def rotating_waves(folder, samples, frames=12, tokens=8, seed=0) -> LatentCache:
     write_cache(
         folder,
         constituents={"weights": "plain", "data": str(seed)},
-        facts={"token_grid": [tokens], "task": "waves"},
+        facts={"token_grid": [tokens], "task": "waves", "parameter_names": ["speed"]},
         arrays={"parameters": speed[:, None].double(), "times": 0.1 * torch.arange(frames).double()},
         shape=(samples, frames, tokens, 2),
         roles=["state"],
@@ -160,10 +160,10 @@ def test_parameters_and_time_step_both_matter_and_enter_by_their_ratio():
 
     assert not torch.allclose(predict(0.1, 0.05), predict(1.0, 0.05), atol=1e-3)
     assert not torch.allclose(predict(0.1, 0.05), predict(0.1, 0.1), atol=1e-3)
-    facts = conditioning_facts(torch.tensor([[0.001], [0.1], [10.0]]), 0.05)
+    facts = conditioning_facts(torch.tensor([[0.001], [0.1], [10.0]]), 0.05, ["viscosity"])
     assert facts["log"] == [1.0, 1.0]
     assert facts["mean"][0] == pytest.approx(math.log(0.1), rel=1e-5)
-    assert conditioning_facts(torch.tensor([[-1.0], [1.0]]), 0.05)["log"] == [0.0, 1.0]
+    assert conditioning_facts(torch.tensor([[-1.0], [1.0]]), 0.05, ["speed"])["log"] == [0.0, 1.0]
 
 
 def test_training_beats_persistence_by_far_on_waves_of_many_speeds(caches, tmp_path):

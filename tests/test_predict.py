@@ -48,6 +48,7 @@ def save_operator(folder, kind, autoencoder):
         "particles": torch.tensor([[20.0]]),
         "static grid": torch.tensor([[1.0]]),
     }
+    names = {"grid": ["advection_speed"], "particles": ["beta"], "static grid": ["source_strength"]}
     static, time_step = kind in ("mesh", "static grid"), {"grid": 0.02, "particles": 1 / 6}.get(kind, 1.0)
     torch.manual_seed(0)
     operator = build_operator(
@@ -56,7 +57,7 @@ def save_operator(folder, kind, autoencoder):
             "format": "ups-data/operator", "static": static, "token_grid": config["token_grid"],
             "latent_dim": config["latent_dim"], "periodic": config["periodic"], "history": 1 if static else 2,
             "bundle": 1 if static else 2, "time_step": time_step, "steps": 1,
-            "conditioning": conditioning_facts(parameters[kind], time_step),
+            "conditioning": conditioning_facts(parameters[kind], time_step, names.get(kind, [])),
             "autoencoder": weights_id(autoencoder.state_dict()),
         }
     )  # fmt: skip
@@ -195,11 +196,13 @@ def test_a_file_that_does_not_fit_is_a_sentence_and_leaves_the_old_rollout(root,
     out.write_text("an older one")
     wrong = tmp_path / "1D_Advection_Sols_beta0.5.hdf5"
     write_one_array(wrong, np.ones((2, 9, 48), np.float32), {"beta": 0.5})
+    other = write_one_array(tmp_path / "1D_Burgers_Sols_Nu0.5.hdf5", np.ones((2, 9, 64), np.float32), {"Nu": 0.5})
     for file, flags, wanted in (
         (wrong, (), "resolution: got [24] at the view of the models, expected [32]"),
         (grid_file(root), ("--given", "6"), "--given: got 6, expected 2 (the frames the models see) to 5"),
         (grid_file(root), ("--given", "5"), "all 5 frames are given; say with --steps how many to predict"),
         (tmp_path / "none.hdf5", (), "is missing"),
+        (other, (), "got the physical parameters viscosity, expected advection_speed: the operator of"),
     ):
         assert roll_out(root, "grid", file, out, *(flags or ("--given", "2"))) == 1
         assert wanted in capsys.readouterr().err

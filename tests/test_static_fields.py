@@ -90,7 +90,7 @@ def test_the_baseline_sees_static_fields():
     torch.manual_seed(0)
     config = {
         "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "channels": 1, "periodic": [True, True], "bundle": 2,
-        "width": 4, "depth": 1, "conditioning": conditioning_facts(torch.tensor([[0.1], [1.0]]), 0.05),
+        "width": 4, "depth": 1, "conditioning": conditioning_facts(torch.tensor([[0.1], [1.0]]), 0.05, ["viscosity"]),
     }  # fmt: skip
     model, frame, force = GridNet(config), torch.zeros(2, 8, 8, 1), torch.randn(2, 8, 8, 2)
     torch.nn.init.normal_(model.outward.weight)

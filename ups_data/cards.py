@@ -93,7 +93,9 @@ def origin_of(manifest: Mapping, knobs: Dataset, params: Params, published: Mapp
     if all(published.get(file["name"]) == file["size"] for file in raw):
         return "Official"
     made = {PurePosixPath(solver.folder) for solver in params.simulate.values()}
-    return "Sample" if PurePosixPath(knobs.convert.root, knobs.convert.folder) in made else None
+    # Files of several equations stand in folders of their own, below the one that the knobs name.
+    parents = {PurePosixPath(knobs.convert.root, file["name"]).parent for file in raw}
+    return "Sample" if PurePosixPath(knobs.convert.root, knobs.convert.folder) in made or parents <= made else None
 
 
 # --- the card ------------------------------------------------------------------------------------
@@ -224,9 +226,9 @@ def _parameters(manifest: Mapping) -> str:
     for name, facts in sorted(manifest["parameters"].items()):
         values = facts["values"]
         many = f"{values[0]:g} to {values[-1]:g} ({len(values)} values)"
-        rows.append(
-            (f"`{name}`", f"`{facts['raw_name']}`", ", ".join(f"{v:g}" for v in values) if len(values) < 13 else many)
-        )
+        told = ", ".join(f"{v:g}" for v in values) if len(values) < 13 else many
+        none = f"; {facts['missing']:,} samples have none" if "missing" in facts else ""
+        rows.append((f"`{name}`", f"`{facts['raw_name']}`", told + none))
     return table(("parameter", "in the raw files", "values"), rows, 3) if rows else ""
 
 

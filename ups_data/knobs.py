@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import yaml
 from ups_data.errors import UpsDataError
 
 
-def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict:
+def read_tree(path: str | Path, overrides: Sequence[str] = (), optional: Collection[str] = ()) -> dict:
     """The sections of a YAML file, with the `overrides` KEY=VALUE in their places (dotted keys, YAML values).
 
-    Raises UpsDataError for a file that is missing or no YAML, and for a key that is not there.
+    Raises UpsDataError for a file that is missing or no YAML, and for a key that is not there, unless its last part
+    is one of the `optional` ones.
     """
     try:
         tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -26,11 +27,11 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict:
     if not isinstance(tree, dict):
         raise UpsDataError(f"{path}: expected the sections simulate and datasets, got {type(tree).__name__}")
     for override in overrides:
-        _override(tree, override)
+        _override(tree, override, optional)
     return tree
 
 
-def _override(tree: dict, text: str) -> None:
+def _override(tree: dict, text: str, optional: Collection[str]) -> None:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise UpsDataError(f"--set {text!r}: expected KEY=VALUE, e.g. datasets.burgers1d.train.steps=100")
@@ -41,7 +42,7 @@ def _override(tree: dict, text: str) -> None:
             known = node if isinstance(node, dict) else {}
             raise UpsDataError(f"--set {'.'.join(path[: depth + 1])}: no such section{suggest(part, known)}")
         node = node[part]
-    if not isinstance(node, dict) or last not in node:
+    if not isinstance(node, dict) or (last not in node and last not in optional):
         known = node if isinstance(node, dict) else {}
         raise UpsDataError(f"--set {key}: no such knob{suggest(last, known)}")
     try:

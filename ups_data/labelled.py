@@ -1,7 +1,7 @@
 """Converted data as xarray: named dimensions and coordinates, read when asked for.
 
 Every number of the fields stays on disk until it is indexed, so `isel`, `sel` and `.chunk()` (Dask) work on data larger
-than memory. Physical parameters and origins are coordinates of `sample`.
+than memory. Physical parameters (NaN where a sample's equation has none) and origins are coordinates of `sample`.
 """
 
 from __future__ import annotations

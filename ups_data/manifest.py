@@ -11,6 +11,7 @@ import numpy as np
 
 from ups_data.errors import UpsDataError
 from ups_data.files import read_json
+from ups_data.parameters import lacking, values_of
 from ups_data.params import Splits
 
 FORMAT, VERSION = "ups-data/manifest", 1
@@ -38,7 +39,8 @@ def build_manifest(
 ) -> dict:
     """Put the manifest together.
 
-    `parameters`: name -> (raw name, value of every sample); `shape`: resolution, frames, time_step, periodic;
+    `parameters`: name -> (raw name, value of every sample, NaN where its equation has none);
+    `shape`: resolution, frames, time_step, periodic;
     `groups`: split -> group id of every sample in it; `files`: name, size and samples of every source file;
     `shards`: split -> name and samples of its files, for splits that are several;
     `more` must hold `fingerprint`, numbers that change when the data does. The key covers all of it.
@@ -50,7 +52,7 @@ def build_manifest(
         "kind": kind,
         "channels": list(channels),
         "parameters": {
-            name: {"raw_name": raw, "values": sorted({float(v) for v in values})}
+            name: {"raw_name": raw} | _values(np.asarray(values, dtype=np.float64))
             for name, (raw, values) in parameters.items()
         },
         **shape,
@@ -69,6 +71,12 @@ def build_manifest(
         **more,
     }
     return {**manifest, "key": content_key(**manifest)}
+
+
+def _values(column: np.ndarray) -> dict[str, object]:
+    """The distinct values of a parameter [S] and, where there are any, how many samples have no such parameter."""
+    missing = {"missing": count} if (count := lacking(column)) else {}
+    return {"values": values_of(column).tolist()} | missing
 
 
 def manifest_path(folder: str | Path, task: str) -> Path:

@@ -126,6 +126,11 @@ class Convert(Knobs):
     float64: Literal["round", "refuse"] = Field(
         description="Files of float64 numbers: round them to float32 and report the loss, or refuse them"
     )
+    equations: Literal["one", "several"] = Field(
+        default="one",
+        description="Of grids: the files of a dataset have the same parameters, or they are of several equations: a "
+        "sample is then NaN in the parameters that its equation does not have",
+    )
     shard_gb: PositiveFloat | None = Field(
         default=None,
         description="Of grids: a split of more GB becomes a folder of files of at most so many; null: always one file",
@@ -134,6 +139,9 @@ class Convert(Knobs):
         default=None,
         description="Particles from a flow on a grid (kind particles, source pdebench), and for nothing else",
     )
+
+
+OPTIONAL = frozenset(name for name, knob in Convert.model_fields.items() if not knob.is_required())
 
 
 class Splits(Knobs):
@@ -283,6 +291,8 @@ class Dataset(Knobs):
         known = {"grid": ("pdebench", "the_well")}.get(self.kind, ("pdebench", "npz"))
         if self.convert.source not in known:
             raise ValueError(f"convert.source of the kind {self.kind} is one of {', '.join(known)}")
+        if self.convert.equations == "several" and self.kind != "grid":
+            raise ValueError(f"convert.equations of the kind {self.kind} is one: several are for the kind grid")
         if (self.convert.tracers is None) == (self.kind == "particles" and self.convert.source == "pdebench"):
             raise ValueError("convert.tracers goes with the kind particles and the source pdebench, and with no other")
         return self
@@ -331,7 +341,7 @@ def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ())
 
     Raises UpsDataError naming the key, what it got and what it wants.
     """
-    tree = knobs.read_tree(path, overrides)
+    tree = knobs.read_tree(path, overrides, OPTIONAL)
     try:
         return Params.model_validate(tree)
     except ValidationError as error:

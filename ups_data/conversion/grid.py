@@ -49,6 +49,7 @@ def convert_grid(
         splits,
         source=knobs.source,
         float64=knobs.float64,
+        equations=knobs.equations,
         shard_gb=knobs.shard_gb,
         workers=workers,
         scheduler=scheduler,

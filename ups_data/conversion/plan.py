@@ -5,6 +5,7 @@ Nothing is copied here. A plan depends on the raw files and the knobs alone, so 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -112,24 +113,27 @@ def plan_grid(
     *,
     source: str | None = None,
     float64: str = "round",
+    equations: str = "one",
     shard_gb: float | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
 ) -> Plan:
     """Look at every file and every first frame; leave copies of files out; decide splits and places.
 
-    `source` (None: any) is the one the files must be of; `float64` is "round" or "refuse"; `shard_gb` bounds a file.
+    `source` (None: any) is the one the files must be of; `float64` is "round" or "refuse"; `equations` is "one" or
+    "several"; `shard_gb` bounds a file.
     """
     samples: list[Sample] = []
     kept: dict[Path, list] = {}  # what its samples are
     counts: list[int] = []
+    parameters: list[dict[str, str]] = []  # of every file that is kept
     rounded, twins = [], []
     first: RawFile | None = None
     with console.progress("plan", len(paths), "file") as bar:
         for path in paths:
             with open_raw(path, source) as raw:
                 first = first or raw
-                _check_sibling(first, raw)
+                _check_sibling(first, raw, equations)
                 _check_precision(raw, float64)
                 rows = min(raw.samples, limit or raw.samples)
                 if rows <= 2 * LOOK:
@@ -139,16 +143,20 @@ def plan_grid(
                     tasks = {s: (path.absolute(), len(kept), s, min(s + LOOK, rows)) for s in starts}
                     looked = dict(run_all(look, tasks, workers, scheduler))
                     found = [sample for start in starts for sample in looked[start]]
-                facts = [(s.row, s.group, s.parameters) for s in found]
+                _check_parameters(raw, found)
+                facts = [tuple(raw.parameters), *((s.row, s.group, s.parameters) for s in found)]
                 if twin := find_twin(path, facts, kept):
                     twins.append((path, twin))
                     console.say(f"{path.name} is a copy of {twin.name}: used once")
                 else:
                     kept[path] = facts
                     counts.append(len(found))
+                    parameters.append(raw.parameters)
                     samples += found
                     rounded += [path] if raw.is_float64 else []
             bar.advance()
+    if equations == "several":
+        first, samples = _together(first, parameters, samples)
     placed = _place(samples, _split_names(samples, counts, splits, only, test_first=paths[0].suffix == ".hdf5"))
     plan = Plan(task, root, list(kept), first, placed, counts, splits, rounded, twins)
     if shard_gb is None:
@@ -214,16 +222,55 @@ def _check_precision(raw: RawFile, float64: str) -> None:
         )
 
 
-def _check_sibling(first: RawFile, raw: RawFile) -> None:
-    for what, expected in first.describe().items():
-        got = raw.describe()[what]
+def _check_parameters(raw: RawFile, found: Sequence[Sample]) -> None:
+    """Refuse a parameter that is no number in the file: in the output NaN says that an equation does not have it."""
+    for sample in found:
+        for name, value in zip(raw.parameters, sample.parameters, strict=True):
+            if not math.isfinite(value):
+                raise UpsDataError(
+                    f"{raw.path}: {name} is {value} in sample {sample.row}, expected a number; fetch it again"
+                )
+
+
+def _check_sibling(first: RawFile, raw: RawFile, equations: str) -> None:
+    several = equations == "several"
+    for what, expected in _shared(first, several).items():
+        got = _shared(raw, several)[what]
         if got != expected:
+            more = ", or set the knob convert.equations to several" if what == "parameters" else ""
             raise UpsDataError(
                 f"{raw.path}: {what} is {_plain(got)}, expected {_plain(expected)} as in {first.path.name}; "
-                "convert files that differ as datasets of their own"
+                f"convert files that differ as datasets of their own{more}"
             )
     if not np.allclose(raw.time, first.time, rtol=1e-4, atol=1e-6):
         raise UpsDataError(f"{raw.path}: its times differ from those of {first.path.name}; convert it on its own")
+    for axis, points in first.coordinates.items() if several else ():
+        if not np.allclose(raw.coordinates[axis], points, rtol=1e-4, atol=1e-6):
+            raise UpsDataError(f"{raw.path}: its {axis} differs from that of {first.path.name}; convert it on its own")
+
+
+def _shared(raw: RawFile, several: bool) -> dict[str, object]:
+    """What all files of a dataset have in common: of several equations all but the parameters."""
+    if not several:
+        return raw.describe()
+    facts = {what: value for what, value in raw.describe().items() if what != "parameters"}
+    return facts | {"static channels": raw.static_channels, "roles": dict(raw.roles)}
+
+
+def _together(
+    first: RawFile, parameters: Sequence[dict[str, str]], samples: list[Sample]
+) -> tuple[RawFile, list[Sample]]:
+    """Files of several equations as one: it has the parameters of all, a sample NaN in those its file does not have.
+
+    `parameters`: name -> raw name in every file; of several raw names the first file's is kept.
+    """
+    every = dict(sorted({name: raw for own in reversed(parameters) for name, raw in own.items()}.items()))
+    places = [[list(own).index(name) if name in own else -1 for name in every] for own in parameters]
+    widened = [
+        sample._replace(parameters=tuple((*sample.parameters, math.nan)[place] for place in places[sample.file]))
+        for sample in samples
+    ]
+    return replace(first, parameters=every), widened
 
 
 def _plain(value: object) -> str:

@@ -16,9 +16,10 @@ class GridDataset(Dataset):
     """Trajectories of one split, or every window of `window` frames in them.
 
     An item is a dict of tensors: `fields` float32 [T, X.., C] (channels as in `.channels`), `static` float32 [X.., C'],
-    `parameters` float32 [P] (as in `.parameter_names`), `times` float32 [T], coordinates `x`, `y`, `z` float32 as far
-    as there are, and the ints `sample` and `start`. `space_stride` and `time_stride` take every n-th point and frame.
-    Files are mapped into memory, each worker process for itself: safe with any number of DataLoader workers.
+    `parameters` float32 [P] (as in `.parameter_names`; NaN: the sample's equation has none), `times` float32 [T],
+    coordinates `x`, `y`, `z` float32 as far as there are, and the ints `sample` and `start`. `space_stride` and
+    `time_stride` take every n-th point and frame. Files are mapped into memory, each worker process for itself: safe
+    with any number of DataLoader workers.
     """
 
     def __init__(self, path: str | Path, window: int | None = None, space_stride: int = 1, time_stride: int = 1):

@@ -19,6 +19,7 @@ from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.metrics import relative, rmse, root_mean_square
 from ups_data.evaluation.pictures import ERROR, FIELD, plane
 from ups_data.files import atomic
+from ups_data.parameters import in_words
 from ups_data.training.sampling import evenly
 
 FRAMES = 16  # drawn at most: of the 31 predicted steps of the sample every second one
@@ -221,8 +222,7 @@ def _scene(
     """A trajectory in time with its captions; `most`: the end of the error's scale."""
     errors = _errors(forecasts, forecast)[0, steps]
     nrmse = errors.mean(axis=-1) if "start" in forecast.known else errors[:, 0]
-    values = forecasts.parameters[forecast.samples[0]]
-    named = [f"{name} {value:.3g}" for name, value in zip(forecasts.parameter_names, values, strict=True)]
+    named = in_words(forecasts.parameter_names, forecasts.parameters[forecast.samples[0]], 3)
 
     def captions(k: int) -> dict[str, str]:
         return {

@@ -16,6 +16,7 @@ import numpy as np
 
 from ups_data import files
 from ups_data.errors import UpsDataError
+from ups_data.parameters import lacking, values_of
 
 COLUMNS = (
     "task", "given", "every_point", "every_frame", "subset", "model", "nrmse", "low", "high", "trajectories",
@@ -52,11 +53,14 @@ def interval(values: np.ndarray, groups: Sequence[str], seed: int = 0) -> tuple[
 
 
 def subsets(parameters: np.ndarray, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, bool [S]) of all samples, and of those under each value of a parameter that has few: parameters [S, P]."""
+    """(name, bool [S]) of all samples, and of those under each value of a parameter that has few: parameters [S, P].
+
+    A parameter with one value makes a subset where some samples, of another equation, do not have it.
+    """
     yield ALL, np.ones(len(parameters), dtype=bool)
     for name, column in zip(names, parameters.T, strict=True):
-        values = np.unique(column)
-        if 1 < len(values) <= VALUES:
+        values = values_of(column)
+        if len(values) + bool(lacking(column)) > 1 and len(values) <= VALUES:
             yield from ((f"{name}={value:g}", column == value) for value in values)
 
 

@@ -20,6 +20,7 @@ from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.metrics import minimum_image, relative, rmse, root_mean_square
 from ups_data.evaluation.spectra import Spectrum
 from ups_data.files import atomic
+from ups_data.parameters import in_words
 
 DPI = 80  # a screen's worth of detail in about 100 kB
 COLOURS = 128
@@ -77,8 +78,7 @@ def _figure(rows: int, columns: int, width: float = 3.4, height: float = 2.5) ->
 
 def _caption(forecasts: Forecasts, forecast: Forecast, channel: int) -> str:
     """The parameters of a sample and the nRMSE of the channel drawn."""
-    values = forecasts.parameters[forecast.samples[0]]
-    facts = [f"{name} {value:.3g}" for name, value in zip(forecasts.parameter_names, values, strict=True)]
+    facts = in_words(forecasts.parameter_names, forecasts.parameters[forecast.samples[0]], 3)
     errors = rmse(forecast.predictions["operator"], forecast.truth)
     errors = relative(errors, root_mean_square(forecast.truth), forecasts.spread)
     return ", ".join([*facts, f"nRMSE {errors[..., channel].mean():.3g}"])

@@ -61,6 +61,7 @@ def grid_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         step = seen.times[1] - seen.times[0] if len(seen.times) > 1 else 1.0
         samples = min(raw.samples, request.samples or raw.samples)
         values = np.array([raw.values(row) for row in range(samples)], dtype=np.float64).reshape(samples, -1)
+        known = request.as_trained(list(raw.parameters), values)
         every = request.autoencoder.config["view"]["space_stride"]
         yield Rollout(
             samples=samples,
@@ -69,7 +70,7 @@ def grid_rollout(path: Path, request: Request) -> Iterator[Rollout]:
             channels=channels,
             error_channels=channels,
             parameters=dict(zip(raw.parameters, values.T, strict=True)),
-            blocks=_blocks(seen, request, channels, values, float(step), start, steps),
+            blocks=_blocks(seen, request, channels, known, float(step), start, steps),
             arrays={axis: points[::every] for axis, points in raw.coordinates.items()},
         )
 

@@ -17,6 +17,7 @@ from ups_data.evaluation.grids import grid_forecasts
 from ups_data.evaluation.points import mesh_forecasts, particle_forecasts
 from ups_data.evaluation.spectra import POWERS, Powers, Spectrum
 from ups_data.evaluation.task import Evaluation
+from ups_data.parameters import values_of
 from ups_data.params import Dataset
 from ups_data.training.sampling import evenly
 
@@ -121,11 +122,11 @@ def details(scores: dict[str, np.ndarray], forecasts: Forecasts, protocol: dict)
     by_value = {}
     for column, parameter in enumerate(forecasts.parameter_names):
         own = forecasts.parameters[:, column]
-        if len(np.unique(own)) > leaderboard.VALUES:
+        if len(values := values_of(own)) > leaderboard.VALUES:
             continue
         by_value[parameter] = [
             {"value": float(value), "samples": int((own == value).sum())} | _means(scores, names, own == value)
-            for value in np.unique(own)
+            for value in values
         ]
     return {
         "protocol": protocol,

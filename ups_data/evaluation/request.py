@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import torch
 
 from ups_data.errors import UpsDataError
 from ups_data.models.autoencoder import Autoencoder
-from ups_data.models.operator import LatentOperator
+from ups_data.models.operator import LatentOperator, alternatives
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,29 @@ class Request:
         return steps
 
     def check_parameters(self, path: Path, names: list[str]) -> None:
-        """Raise UpsDataError unless the file has as many physical parameters as the operator was trained with."""
-        known = len(self.operator.config["conditioning"]["log"]) - 1  # the last one is the time step
-        if len(names) != known:
+        """Raise UpsDataError unless the file has the physical parameters of an equation the operator was trained with.
+
+        An operator of before their names were kept knows how many there are.
+        """
+        facts = self.operator.config["conditioning"]
+        known = len(facts["log"]) - 1  # the last one is the time step
+        if "equations" in facts and sorted(names) not in facts["equations"]:
+            raise UpsDataError(
+                f"{path}: got the physical parameters {' and '.join(sorted(names)) or 'none'}, expected "
+                f"{alternatives(facts['equations'])}: the operator of {self.task} was trained with other equations"
+            )
+        if "equations" not in facts and len(names) != known:
             raise UpsDataError(
                 f"{path}: got {len(names)} physical parameters ({', '.join(names) or 'none'}), expected {known}: the "
                 f"operator of {self.task} was trained with other data"
             )
+
+    def as_trained(self, names: Sequence[str], values: np.ndarray) -> np.ndarray:
+        """The parameters of a file, [S, Q], as the operator takes them, [S, P]: NaN where the file has no such one."""
+        known = self.operator.config["conditioning"].get("names", list(names))
+        columns = np.full((len(values), len(known)), np.nan)
+        columns[:, [known.index(name) for name in names]] = values
+        return columns
 
     def check_channels(self, path: Path, channels: list[str]) -> None:
         """Raise UpsDataError unless the file has the channels that the autoencoder encodes."""

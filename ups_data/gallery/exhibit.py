@@ -16,6 +16,7 @@ from ups_data.errors import UpsDataError
 from ups_data.gallery import charts, players
 from ups_data.gallery.looks import look, open_split
 from ups_data.manifest import read_manifest
+from ups_data.parameters import lacking, values_of
 from ups_data.params import SPLITS
 
 VALUES, SAMPLES = 2_000_000, 256  # counted at most for a histogram, evenly over the train split
@@ -133,15 +134,17 @@ def parameters(data: Path, task: str, manifest: dict) -> list[dict]:
     for column, name in enumerate(names):
         own = {split: reader.parameters[:, column] for split, reader in readers.items()}
         every = np.concatenate(list(own.values()))
-        distinct = np.unique(every)
+        distinct, missing = values_of(every), lacking(every)
         if len(distinct) <= FEW:
             by = {f"{v:g}": {split: int((values == v).sum()) for split, values in own.items()} for v in distinct}
             picture = charts.counted(by, name)
         else:
             edges = _edges(float(distinct[0]), float(distinct[-1]))
             log = bool(edges[0] > 0 and edges[-1] > players.DECADES * edges[0])
-            picture = charts.histogram(np.histogram(every, edges)[0], edges, name, log)
-        drawn.append({"name": name, "picture": picture, "facts": f"{len(distinct)} value{'s' * (len(distinct) > 1)}"})
+            picture = charts.histogram(np.histogram(every[~np.isnan(every)], edges)[0], edges, name, log)
+        facts = f"{len(distinct)} value{'s' * (len(distinct) > 1)}"
+        facts += f", {missing} samples have none" if missing else ""
+        drawn.append({"name": name, "picture": picture, "facts": facts})
     return drawn
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ups_data.gallery import players
+from ups_data.parameters import in_words
 from ups_data.stores.grid import GridReader
 from ups_data.stores.mesh import MeshStore
 from ups_data.stores.particles import ParticleStore
@@ -41,7 +42,7 @@ def _grid(reader: GridReader) -> tuple[dict, str]:
 def _lines(reader: GridReader) -> dict:
     """All trajectories that start from the first sample's state, in the order of their parameters."""
     twins = [s for s, group in enumerate(reader.groups) if group == reader.groups[0]]
-    twins = sorted(twins, key=lambda s: tuple(reader.parameters[s]))[:TWINS]
+    twins = sorted(twins, key=lambda s: tuple(np.nan_to_num(reader.parameters[s], nan=np.inf)))[:TWINS]
     fields = np.stack([reader.data[s] for s in twins])
     names = [_caption(reader, s) for s in twins]
     shown = players.lines_player(fields, names, reader.channels, reader.coordinates["x"], reader.time)
@@ -82,8 +83,7 @@ def _particles(store: ParticleStore) -> tuple[dict, str]:
 
 def _caption(reader: GridReader | ParticleStore, sample: int) -> str:
     """The parameters of a sample in words."""
-    facts = zip(reader.parameter_names, reader.parameters[sample], strict=True)
-    return ", ".join(f"{name} {value:.4g}" for name, value in facts) or f"sample {sample}"
+    return ", ".join(in_words(reader.parameter_names, reader.parameters[sample], 4)) or f"sample {sample}"
 
 
 def _map_cover(shown: dict) -> str:

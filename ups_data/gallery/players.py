@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ups_data.gallery import plates
+from ups_data.parameters import in_words
 
 FRAMES = 41  # of a player at most
 POINTS = 256  # of a line, and of a map each way, at most
@@ -204,10 +205,7 @@ def rollout_rows(kind: str, arrays: dict[str, np.ndarray]) -> tuple[list[str], l
 def _captions(arrays: dict[str, np.ndarray]) -> list[str]:
     facts = zip(arrays["samples"], arrays["parameters"], arrays["nrmse"], strict=True)
     names = [str(name) for name in arrays["parameter_names"]]
-    return [
-        ", ".join([*(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True)), f"nRMSE {error:.3g}"])
-        for _, values, error in facts
-    ]
+    return [", ".join([*in_words(names, values, 4), f"nRMSE {error:.3g}"]) for _, values, error in facts]
 
 
 def _line_rows(arrays: dict[str, np.ndarray], captions: Sequence[str]) -> list[dict]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ups_data import console
 from ups_data.errors import UpsDataError
+from ups_data.parameters import lacking, values_of
 
 BUDGET = 64 << 20  # bytes of numbers that a look reads without `full`: about a second
 BLOCK = 16 << 20  # bytes read at a time
@@ -166,9 +167,10 @@ def parameter_fact(names: dict[str, str], values: np.ndarray) -> str:
     """Physical parameters, [sample, P]: one value, or how many and between what; `names` -> the raw spelling."""
     parts = []
     for index, (name, raw) in enumerate(names.items()):
-        found = np.unique(values[:, index])
+        found, missing = values_of(values[:, index]), lacking(values[:, index])
         many = f"{len(found)} values from {found[0]:g} to {found[-1]:g}" if len(found) > 6 else _listed(found)
-        parts.append(f"{name} {many}" + (f" ({raw})" if raw != name else ""))
+        some = f" in {len(values) - missing} of {len(values)} samples" if missing else ""
+        parts.append(f"{name} {many or 'none'}" + (f" ({raw})" if raw != name else "") + some)
     return "; ".join(parts) or "none"
 
 

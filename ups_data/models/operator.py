@@ -26,7 +26,8 @@ class Conditioning(nn.Module):
     """Physical parameters [B, P] and time step [B] to a vector [B, width].
 
     Both enter as logarithms, standardised over the training data: their effects are multiplicative.
-    A parameter that is not positive throughout enters as it is.
+    A parameter that is not positive throughout enters as it is. One that some training samples do not have, being of
+    another equation, is NaN there: it enters as 0, and a further input says whether it is there, 1 or 0.
     """
 
     def __init__(self, config: dict, width: int):
@@ -34,24 +35,66 @@ class Conditioning(nn.Module):
         facts = config["conditioning"]
         for name in ("log", "mean", "std"):
             self.register_buffer(name, torch.tensor(facts[name], dtype=torch.float64), persistent=False)
-        self.layers = nn.Sequential(nn.Linear(len(facts["log"]), width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        optional = facts.get("optional", [])
+        self.register_buffer("optional", torch.tensor(optional, dtype=torch.int64), persistent=False)
+        inputs = len(facts["log"]) + len(optional)
+        self.layers = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
 
     def forward(self, parameters: Tensor, time_step: Tensor) -> Tensor:
         values = torch.cat([parameters.double(), time_step.double()[:, None]], dim=1)
         values = torch.where(self.log > 0, values.clamp_min(1e-300).log(), values)
-        return self.layers(((values - self.mean) / self.std).float())
+        values = (values - self.mean) / self.std
+        if len(self.optional):
+            some = values.index_select(1, self.optional)
+            there = ~some.isnan()
+            values = values.index_copy(1, self.optional, some.masked_fill(~there, 0.0))
+            values = torch.cat([values, there.double()], dim=1)
+        return self.layers(values.float())
 
 
-def conditioning_facts(parameters: Tensor, time_step: float) -> dict:
-    """Which columns of (parameters [S, P], time step) enter as logarithms, and their mean and spread."""
+def conditioning_facts(parameters: Tensor, time_step: float, names: Sequence[str]) -> dict:
+    """Which columns of (parameters [S, P], time step) enter as logarithms, and their mean and spread.
+
+    Also the `names` of the parameters and which of them go together, being of one of the `equations`; where some are
+    missing (NaN), which columns are `optional`.
+    """
     times = torch.full((len(parameters), 1), time_step, dtype=torch.float64)
     values = torch.cat([parameters.double(), times], dim=1)
-    log = (values > 0).all(dim=0)
+    missing = values.isnan()
+    log = ((values > 0) | missing).all(dim=0)
     values = torch.where(log, values.clamp_min(1e-300).log(), values)
-    std = values.std(dim=0, correction=0)
+    mean, std = values.mean(dim=0), values.std(dim=0, correction=0)
+    optional = missing.any(dim=0).nonzero().flatten().tolist()
+    for column in optional:
+        known = values[~missing[:, column], column]
+        mean[column] = known.mean() if len(known) else 0.0
+        std[column] = known.std(correction=0) if len(known) else 1.0
     # A column that never varies gets spread 1: it enters as 0, and as the log ratio when it does vary later.
     std = torch.where(std > 1e-9, std, torch.ones_like(std))
-    return {"log": log.double().tolist(), "mean": values.mean(dim=0).tolist(), "std": std.tolist()}
+    facts = {"log": log.double().tolist(), "mean": mean.tolist(), "std": std.tolist(), "names": list(names)}
+    return facts | {"equations": equations(parameters, names)} | ({"optional": optional} if optional else {})
+
+
+def equations(parameters: Tensor, names: Sequence[str]) -> list[list[str]]:
+    """The names of the parameters that samples [S, P] have together, once for each such set."""
+    sets = {tuple(there) for there in (~parameters.isnan()).tolist()}
+    return sorted(sorted(name for name, there in zip(names, own, strict=True) if there) for own in sets)
+
+
+def check_conditioning(facts: dict, parameters: Tensor, names: Sequence[str], where: object) -> None:
+    """Raise UpsDataError where samples [S, P] have parameters that no training sample has together."""
+    known = facts.get("equations", [sorted(names)])  # a model of before the names were kept takes what it is given
+    strange = [own for own in equations(parameters, names) if own not in known]
+    if strange:
+        raise UpsDataError(
+            f"{where}: some samples have the parameters {alternatives(strange[:1])}, those of train have "
+            f"{alternatives(known)}; change splits.seed or take more samples, so that train has every equation"
+        )
+
+
+def alternatives(sets: Sequence[Sequence[str]]) -> str:
+    """Sets of parameters in a sentence: `advection_speed or viscosity`."""
+    return " or ".join(" and ".join(own) or "none" for own in sets)
 
 
 class Surroundings(nn.Module):

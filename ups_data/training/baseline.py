@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ups_data.errors import UpsDataError
 from ups_data.geometry import boundary_edges
 from ups_data.models.baselines import FORMAT, NETWORKS
-from ups_data.models.operator import conditioning_facts
+from ups_data.models.operator import check_conditioning, conditioning_facts
 from ups_data.params import Baseline, View
 from ups_data.stores.grid import GridReader
 from ups_data.stores.mesh import MeshStore
@@ -28,6 +28,7 @@ JUDGED = 8  # validation trajectories (of every mesh, if meshes) looked at in ea
 HORIZON = 4  # validation rolls out this many times the frames of the training unroll
 CHECKS = 10  # validations in a training
 MESH = ("coords", "edges", "boundary")  # a mesh as MeshNet takes it
+Reader = GridReader | MeshStore | ParticleStore
 
 
 class Problem(NamedTuple):
@@ -103,8 +104,10 @@ def grid_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
     unroll = _fits(knobs.unroll * knobs.bundle, frames)
     time_step = float(reader.time[view.time_stride] - reader.time[0])
     mean, std = _normaliser(reader.manifest, reader.channels + reader.static_channels)
-    config = _config("grid", knobs, reader.parameters, time_step, mean, std)
+    config = _config("grid", knobs, reader, time_step, mean, std)
     config |= {"channels": len(reader.channels), "periodic": reader.manifest["periodic"], "bundle": knobs.bundle}
+    judge = torch.from_numpy(readers["val"].parameters)
+    check_conditioning(config["conditioning"], judge, reader.parameter_names, val)
     model = NETWORKS["grid"](config).to(device)
     squares = (np.square(mean) + np.square(std))[: len(reader.channels)]
     mean_square = torch.tensor(squares, dtype=torch.float32, device=device)
@@ -142,7 +145,7 @@ def mesh_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
     meshes = {split: MeshTensors(s, device) for split, s in stores.items()}
     mean, std = _normaliser(store.manifest, store.channels)
     lengths = [meshes["train"].edge_length(k) for k in np.unique(store.topology_of)]
-    config = _config("mesh", knobs, store.parameters, 1.0, mean, std) | {
+    config = _config("mesh", knobs, store, 1.0, mean, std) | {
         "inputs": [store.channels.index(name) for name in store.manifest["roles"]["input"]],
         "targets": [store.channels.index(name) for name in store.manifest["roles"]["target"]],
         "dimension": int(store.topology(0).coords.shape[1]),
@@ -214,7 +217,7 @@ def particle_problem(train: Path, val: Path, knobs: Baseline, view: View, device
     time_step = float(store.times[0, view.time_stride] - store.times[0, 0])
     names = [name for name in store.channels if name.startswith("velocity")]
     mean, std = _normaliser(store.manifest, names)
-    config = _config("particles", knobs, store.parameters, time_step, mean, std)
+    config = _config("particles", knobs, store, time_step, mean, std)
     config |= {"dimension": len(names), "radius": float(store.radius.mean())}
     model = NETWORKS["particles"](config).to(device)
     mean_square = torch.tensor(np.square(mean) + np.square(std), dtype=torch.float32, device=device)
@@ -253,7 +256,7 @@ def particle_problem(train: Path, val: Path, knobs: Baseline, view: View, device
 # --- shared --------------------------------------------------------------------------------------
 
 
-def _config(kind: str, knobs: Baseline, parameters: np.ndarray, time_step: float, mean: np.ndarray, std: np.ndarray):
+def _config(kind: str, knobs: Baseline, train: Reader, time_step: float, mean: np.ndarray, std: np.ndarray) -> dict:
     return {
         "format": FORMAT,
         "kind": kind,
@@ -263,7 +266,7 @@ def _config(kind: str, knobs: Baseline, parameters: np.ndarray, time_step: float
         "mean": mean.tolist(),
         "std": std.tolist(),
         "time_step": time_step,
-        "conditioning": conditioning_facts(torch.from_numpy(parameters), time_step),
+        "conditioning": conditioning_facts(torch.from_numpy(train.parameters), time_step, train.parameter_names),
     }
 
 

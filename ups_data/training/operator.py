@@ -12,7 +12,14 @@ from torch import Tensor
 from ups_data.errors import UpsDataError
 from ups_data.models.autoencoder import Autoencoder
 from ups_data.models.grid_autoencoder import from_patches, static_patches
-from ups_data.models.operator import FORMAT, LatentOperator, build_operator, conditioning_facts, static_facts
+from ups_data.models.operator import (
+    FORMAT,
+    LatentOperator,
+    build_operator,
+    check_conditioning,
+    conditioning_facts,
+    static_facts,
+)
 from ups_data.params import Train
 from ups_data.stores.latents import DTYPES, LatentCache
 from ups_data.training.augment import check_augment, draw_moves, move
@@ -41,6 +48,7 @@ class Problem:
         held = size * dtype.itemsize <= room
         self.held = {role: cache.load(role, dtype).to(device) for role in cache.roles} if held else {}
         self.parameters = torch.as_tensor(cache.parameters, device=device)
+        self.parameter_names: list[str] = cache.manifest["parameter_names"]
         self.time_step = 1.0 if self.static else float(cache.times[1] - cache.times[0])
 
     def window(self, role: str, samples: Sequence[int], starts: Sequence[int], length: int, stride: int) -> Tensor:
@@ -132,7 +140,7 @@ def operator_config(problem: Problem, knobs: Train) -> dict:
         "depth": knobs.depth,
         "heads": knobs.heads,
         "time_step": problem.time_step,
-        "conditioning": conditioning_facts(problem.parameters.cpu(), problem.time_step),
+        "conditioning": conditioning_facts(problem.parameters.cpu(), problem.time_step, problem.parameter_names),
         "autoencoder": cache.manifest["constituents"]["weights"],
         "steps": knobs.steps,
     }
@@ -201,6 +209,7 @@ def train_operator(
     check_augment(knobs.augment, config["kind"], config["periodic"], label)
     torch.manual_seed(knobs.seed)
     model = build_operator(operator_config(problem, knobs)).to(device)
+    check_conditioning(model.config["conditioning"], judge.parameters, judge.parameter_names, f"{label}: val")
     compile_parts([*model.blocks, autoencoder.decoders[problem.role]], device)
     plan = [(1, 1)] * knobs.steps if problem.static else unrolling(knobs, train.frames, label)
     judged = evenly(val.samples, JUDGED[device.type])
