@@ -9,7 +9,6 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 
 import h5py
@@ -68,7 +67,7 @@ def _damaged(path: Path, error: Exception) -> UpsDataError:
 
 
 def _layout(path: Path, file: h5py.File) -> tuple[str, Layout]:
-    keys = list(islice(file, TELLING_KEYS))
+    keys = _first_keys(file)
     for source, layouts in SOURCES.items():
         for layout in layouts:
             if any(re.fullmatch(layout.mark, key) for key in keys):
@@ -77,6 +76,18 @@ def _layout(path: Path, file: h5py.File) -> tuple[str, Layout]:
         f"{path}: no known layout: got the keys {_keys(file)}, expected those of PDEBench (tensor; density, pressure, "
         "Vx; velocity, particles, force; nu; 0000, 0001, ..) or The Well (t0_fields, ..)"
     )
+
+
+def _first_keys(file: h5py.File) -> list[str]:
+    """Some keys of a file: to iterate over it would read all of them first, and there may be thousands."""
+    keys: list[str] = []
+
+    def take(name: bytes) -> bool | None:
+        keys.append(name.decode(errors="replace"))
+        return len(keys) == TELLING_KEYS or None
+
+    file.id.links.iterate(take)
+    return keys
 
 
 def _keys(file: h5py.File) -> str:

@@ -36,7 +36,7 @@ from ups_data.sources.raw import (
     is_float64,
     open_dataset,
     planes_of,
-    read_all,
+    read_rows,
 )
 
 VELOCITIES = ("Vx", "Vy", "Vz")
@@ -247,7 +247,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         return data
 
     def read(row: int, start: int, stop: int) -> np.ndarray:
-        values = read_all(data_of(row)) if (start, stop) == (0, frames) else data_of(row)[start:stop]
+        values = read_rows(data_of(row), start, stop)
         return _x_first(values) if family.y_first else values
 
     def planes(row: int) -> Planes | None:

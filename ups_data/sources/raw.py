@@ -106,6 +106,17 @@ def read_all(data: h5py.Dataset) -> np.ndarray:
     return values
 
 
+def read_rows(data: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """`data[start:stop]` in the same way."""
+    shape = data.id.shape
+    if (start, stop) == (0, shape[0]):
+        return read_all(data)
+    values, space = np.empty((stop - start, *shape[1:]), data.id.dtype), data.id.get_space()
+    space.select_hyperslab((start, *[0] * (len(shape) - 1)), values.shape)
+    data.id.read(h5py.h5s.create_simple(values.shape), space, values)
+    return values
+
+
 def dataset(path: Path, group: h5py.Group, name: str, dimensions: tuple[int, ...]) -> h5py.Dataset:
     """A dataset of floats with one of those numbers of dimensions; anything else is refused."""
     data = group[name]
