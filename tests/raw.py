@@ -66,13 +66,13 @@ def write_fields(path: Path, fields: dict[str, np.ndarray], attributes: dict[str
 
 
 def write_groups(
-    path: Path, samples: list[np.ndarray], configs: list[str], axes: str, compression: str | None = "lzf"
+    path: Path, samples: list[np.ndarray], configs: list[str], axes: str, compression: str | None = "lzf", **layout
 ) -> Path:
     """A group a sample: `data` with the axes [T, .., C] in the order of `axes`, `grid/..`, the attribute config."""
     with h5py.File(path, "w") as file:
         for i, (values, config) in enumerate(zip(samples, configs, strict=True)):
             group = file.create_group(f"{i:04d}")
-            group.create_dataset("data", data=values, compression=compression)
+            group.create_dataset("data", data=values, compression=compression, **layout)
             group.create_dataset("grid/t", data=0.05 * np.arange(values.shape[0], dtype=np.float32), compression="lzf")
             for axis, points in zip(axes, values.shape[1:-1], strict=True):
                 group[f"grid/{axis}"] = np.linspace(-1, 1, points, dtype=np.float32)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ import numpy as np
 
 from ups_data.conversion.plan import Plan, check_finite, read_exact, read_frames
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import Planes, RawFile, read_plain
-from ups_data.statistics import Sums, new_scratch
+from ups_data.sources.raw import RawFile
+from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
+from ups_data.statistics import STRIP, Sums, new_scratch
 
 BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
 PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
@@ -27,9 +29,9 @@ START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
 
 
 class Piece(NamedTuple):
-    """Frames [start, stop) of one sample, to be copied to byte `offset` of `target`.
+    """Frames [start, stop) of one sample, `points` numbers of each channel a frame, for byte `offset` of `target`.
 
-    `planes`: where these frames of each channel, `points` numbers a frame, stand in the raw file as they are, if so.
+    `stored`: where the numbers of the sample stand in the raw file as they are, if so.
     """
 
     row: int
@@ -39,10 +41,10 @@ class Piece(NamedTuple):
     target: str
     offset: int
     points: int
-    planes: Planes | None
+    stored: Stored | None
 
 
-def blocks_of(plan: Plan, folder: Path, offsets: Mapping[str, int]) -> Iterator[tuple[Path, list[Piece]]]:
+def blocks_of(plan: Plan, folder: Path, offsets: Mapping[str, int]) -> Iterator[tuple[Path, list[Piece], int]]:
     """Cut the work into blocks of one file and about BLOCK bytes: many small samples, or some frames of a large one.
 
     `offsets`: of the data in each output, by its path in `folder`.
@@ -59,18 +61,17 @@ def blocks_of(plan: Plan, folder: Path, offsets: Mapping[str, int]) -> Iterator[
             for start in range(0, plan.first.frames, step):
                 stop = min(start + step, plan.first.frames)
                 to = offsets[output.path] + place * size + start * frame
-                planes = tuple(at + 4 * start * points for at in sample.planes) if sample.planes else None
                 target = str(folder / output.path)
-                block.append(Piece(sample.row, start, stop, sample.split, target, to, points, planes))
+                block.append(Piece(sample.row, start, stop, sample.split, target, to, points, sample.stored))
                 held += (stop - start) * frame
                 if held >= BLOCK:
-                    yield path.absolute(), block
+                    yield path.absolute(), block, len(plan.first.channels)
                     block, held = [], 0
         if block:
-            yield path.absolute(), block
+            yield path.absolute(), block, len(plan.first.channels)
 
 
-def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, object]:
+def copy_block(path: Path, block: Sequence[Piece], channels: int) -> dict[str, object]:
     """Copy the pieces of a block to their places; return `moments` of each split in it and the greatest `loss`.
 
     Runs in a worker process, here or on another machine. Raises UpsDataError for unreadable or non-finite data.
@@ -84,23 +85,29 @@ def copy_block(path: Path, block: Sequence[Piece]) -> dict[str, object]:
             stack.callback(os.close, descriptor)
             return descriptor
 
-        plain = all(piece.planes for piece in block)
-        source = opened(path, os.O_RDONLY) if plain else stack.enter_context(open_raw(path))
-        channels = len(block[0].planes) if plain else len(source.channels)
+        source = Source(path, opened(path, os.O_RDONLY), cache(lambda: stack.enter_context(open_raw(path))))
         targets = {name: opened(name, os.O_WRONLY) for name in sorted({piece.target for piece in block})}
         memory = Memory(channels)
         for piece in block:
             taken = sums.setdefault(piece.split, Sums(channels, memory.scratch))
-            if plain:
-                _copy_planes(path, source, piece, targets[piece.target], taken, memory)
+            if piece.stored:
+                _copy_stored(source, piece, targets[piece.target], taken, memory)
             else:
-                loss = max(loss, _copy_values(source, piece, targets[piece.target], taken))
+                loss = max(loss, _copy_values(source.raw(), piece, targets[piece.target], taken))
         for name, target in targets.items():
             _start_writing(target, [piece for piece in block if piece.target == name], channels)
     moments = {split: taken.moments() for split, taken in sums.items()}
     if not all(found.is_finite() for found in moments.values()):
         _refuse(path, block)
     return {"moments": {split: found.to_list() for split, found in moments.items()}, "loss": loss}
+
+
+class Source(NamedTuple):
+    """A raw file as bytes and, for what only HDF5 can read, as a RawFile, opened when it is first asked for."""
+
+    path: Path
+    descriptor: int
+    raw: Callable[[], RawFile]
 
 
 def _refuse(path: Path, block: Sequence[Piece]) -> None:
@@ -118,22 +125,51 @@ class Memory:
         self.planes, self.mixed = np.empty(len(self.scratch), dtype="<f4"), np.empty(len(self.scratch), dtype="<f4")
 
 
-def _copy_planes(path: Path, source: int, piece: Piece, target: int, sums: Sums, memory: Memory) -> None:
+def _copy_stored(source: Source, piece: Piece, target: int, sums: Sums, memory: Memory) -> None:
     """Copy by strips that stay in a cache from reading to writing, no library between disk and memory."""
-    channels = len(piece.planes)
-    total = (piece.stop - piece.start) * piece.points
-    for done in range(0, total, sums.strip):
-        rows = min(sums.strip, total - done)
-        strip = memory.planes[: rows * channels].reshape(channels, rows)
-        for values, at in zip(strip, piece.planes, strict=True):
-            read_plain(path, source, at + 4 * done, values)
+    strips = _box_strips if isinstance(piece.stored, Boxes) else _plane_strips
+    offset = piece.offset
+    for strip in strips(source, piece, sums.strip, memory):
         sums.add(strip)
+        channels, rows = strip.shape
         out = strip
         if channels > 1:
             out = memory.mixed[: rows * channels].reshape(rows, channels)
             for channel, values in enumerate(strip):  # one after another is seven times as fast as `strip.T`
                 out[:, channel] = values
-        _write(target, out, piece.offset + 4 * channels * done)
+        _write(target, out, offset)
+        offset += out.nbytes
+
+
+def _plane_strips(source: Source, piece: Piece, most: int, memory: Memory) -> Iterator[np.ndarray]:
+    """The channels of a piece, each in one piece in the file, in strips [C, n] of `most` rows."""
+    channels = len(piece.stored)
+    for done in range(piece.start * piece.points, piece.stop * piece.points, most):
+        rows = min(most, piece.stop * piece.points - done)
+        strip = memory.planes[: rows * channels].reshape(channels, rows)
+        for values, at in zip(strip, piece.stored, strict=True):
+            read_plain(source.path, source.descriptor, at + 4 * done, values)
+        yield strip
+
+
+def _box_strips(source: Source, piece: Piece, most: int, memory: Memory) -> Iterator[np.ndarray]:
+    """The channels of a piece that stands in boxes, in strips [C, n] of at most `most` rows."""
+    parts = _boxes(source, piece)
+    if (piece.stop - piece.start) * piece.points <= most:
+        parts = [np.concatenate(list(parts), axis=1)]  # a strip costs as much as the boxes of a small sample
+    for planes in parts:
+        for first in range(0, planes.shape[1], most):
+            yield np.ascontiguousarray(planes[:, first : first + most])
+
+
+def _boxes(source: Source, piece: Piece) -> Iterator[np.ndarray]:
+    """The channels of a piece step by step, [C, n]; HDF5 unpacks what is packed."""
+    for start, stop, plain in piece.stored.steps(piece.start, piece.stop, STRIP):
+        if plain:
+            planes = read_boxes(source.path, source.descriptor, piece.stored, start, stop)
+        else:
+            planes = np.moveaxis(read_frames(source.raw(), piece.row, start, stop), -1, 0)
+        yield planes.reshape(len(planes), -1)
 
 
 def _copy_values(raw: RawFile, piece: Piece, target: int, sums: Sums) -> float:

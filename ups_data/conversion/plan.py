@@ -22,7 +22,8 @@ from ups_data.errors import UpsDataError
 from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import Planes, RawFile, read_plain
+from ups_data.sources.raw import RawFile
+from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
 
 LOOK = 512  # samples looked at by one process at a time
@@ -35,7 +36,7 @@ class Sample(NamedTuple):  # a dataclass takes five times as long to make and to
     row: int
     group: str
     parameters: tuple[float, ...]
-    planes: Planes | None = None  # where its channels stand in the file as they are, if they do
+    stored: Stored | None = None  # where its numbers stand in the file as they are, if they do
     residual: float | None = None  # of the equation of a static problem
     split: str = ""
     place: int = 0
@@ -177,19 +178,23 @@ def _look(raw: RawFile, file: int, rows: range) -> Iterator[Sample]:
             values = raw.values(row)
             if raw.read_static:
                 read_static(raw, row)  # refused now or not at all
-            planes = raw.planes(row) if raw.planes else None
-            start = _plain_start(raw, plain.fileno(), planes) if planes else read_frames(raw, row, 0, 1)[0]
+            stored = raw.stored(row) if raw.stored else None
+            start = _first_frame(raw, row, stored, plain.fileno())
             state = start if len(chosen) == len(raw.channels) else start[..., chosen]
             residual = raw.residual(row) if raw.residual else None
-            yield Sample(file, row, group_id(state), values, planes, residual)
+            yield Sample(file, row, group_id(state), values, stored, residual)
 
 
-def _plain_start(raw: RawFile, descriptor: int, planes: Planes) -> np.ndarray:
-    """The first frame of a sample whose channels stand in the file as they are: float32 [X.., C]."""
-    start = np.empty((len(planes), *raw.space), dtype="<f4")
-    for values, at in zip(start, planes, strict=True):
+def _first_frame(raw: RawFile, row: int, stored: Stored | None, descriptor: int) -> np.ndarray:
+    """The first frame of a sample: float32 [X.., C]."""
+    if isinstance(stored, Boxes) and (stored.offsets[0] >= 0).all():
+        return np.moveaxis(read_boxes(raw.path, descriptor, stored, 0, 1)[:, 0], 0, -1)
+    if stored is None or isinstance(stored, Boxes):
+        return read_frames(raw, row, 0, 1)[0]
+    start = np.empty((len(stored), *raw.space), dtype="<f4")
+    for values, at in zip(start, stored, strict=True):
         read_plain(raw.path, descriptor, at, values)
-    return start.transpose(*range(1, start.ndim), 0)
+    return np.moveaxis(start, 0, -1)
 
 
 def _split_names(

@@ -27,7 +27,6 @@ from ups_data.sources.pdebench_parameters import (
 from ups_data.sources.raw import (
     AXES,
     Layout,
-    Planes,
     RawFile,
     check_shape,
     constants,
@@ -35,9 +34,9 @@ from ups_data.sources.raw import (
     first_points,
     is_float64,
     open_dataset,
-    planes_of,
     read_rows,
 )
+from ups_data.sources.stored import Stored, planes_of, sample_of
 
 VELOCITIES = ("Vx", "Vy", "Vz")
 FIELD_NAMES = {"Vx": "velocity_x", "Vy": "velocity_y", "Vz": "velocity_z"}
@@ -64,7 +63,7 @@ def _one_array(path: Path, file: h5py.File) -> RawFile:
         **constants(named_parameters(path, file.attrs, names)),
         read=lambda row, start, stop: read(row, start, stop)[..., None],
         is_float64=is_float64(data),
-        planes=planes_of([data], samples),
+        stored=planes_of([data], samples),
     )
 
 
@@ -95,7 +94,7 @@ def _several_fields(path: Path, file: h5py.File) -> RawFile:
         **constants(named_parameters(path, file.attrs, PARAMETER_NAMES)),
         read=lambda row, start, stop: np.stack([read(row, start, stop) for read in reads], axis=-1),
         is_float64=is_float64(*fields),
-        planes=planes_of(fields, samples),
+        stored=planes_of(fields, samples),
     )
 
 
@@ -233,6 +232,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
     family = _family(path, read_config(path, first.attrs))
     shape = dataset(path, first, "data", (len(family.axes) + 2,)).shape
     frames, *space = shape[:-1]
+    order = (len(space) + 1, 0, *range(1, len(space) + 1)[:: -1 if family.y_first else 1])
     space = space[::-1] if family.y_first else space
     if shape[-1] != len(family.channels):
         raise UpsDataError(
@@ -241,18 +241,18 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
     time = first_points(path, first, "grid/t", frames)
 
     @lru_cache(1)  # opening is what takes time where a sample is small
-    def data_of(row: int) -> h5py.Dataset:
-        data = open_dataset(file, f"{names[row]}/data")
-        check_shape(path, data, shape)
+    def data_of(row: int) -> h5py.h5d.DatasetID:
+        data = open_dataset(path, file, f"{names[row]}/data")
+        if data.shape != shape:
+            check_shape(path, h5py.Dataset(data), shape)
         return data
 
     def read(row: int, start: int, stop: int) -> np.ndarray:
         values = read_rows(data_of(row), start, stop)
         return _x_first(values) if family.y_first else values
 
-    def planes(row: int) -> Planes | None:
-        of = planes_of([data_of(row)], 1)
-        return of(0) if of else None
+    def stored(row: int) -> Stored | None:
+        return sample_of(data_of(row), order)
 
     def values(row: int) -> tuple[float, ...]:
         group = h5py.Group(h5py.h5g.open(file.id, names[row].encode()))
@@ -282,7 +282,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         values=values,
         read=read,
         is_float64=is_float64(first["data"]),
-        planes=planes if planes_of([first["data"]], 1) and len(family.channels) == 1 else None,
+        stored=stored,
     )
 
 

@@ -6,8 +6,7 @@ damaged or strange one is a sentence.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -16,9 +15,9 @@ import h5py
 import numpy as np
 
 from ups_data.errors import UpsDataError
+from ups_data.sources.stored import Stored
 
 AXES = "xyz"
-Planes = tuple[int, ...]  # byte offsets of a sample's channels, each float32 [T, X..] without a gap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class RawFile:
 
     `read(row, start, stop)` gives frames [start, stop) of one sample, float [T, X.., C]; `read_static(row)` the
     fields that do not change in time, [X.., C']; `values(row)` its physical parameters in the order of `parameters`.
-    `planes(row)` is where its channels stand in the file, for who reads them without HDF5; None where they do not
+    `stored(row)` is where its numbers stand in the file, for who reads them without HDF5; None where they do not
     stand there as they are.
     """
 
@@ -43,7 +42,7 @@ class RawFile:
     values: Callable[[int], tuple[float, ...]] = field(repr=False, compare=False)
     read: Callable[[int, int, int], np.ndarray] = field(repr=False, compare=False)
     is_float64: bool = False  # some field is, and is rounded when it is converted
-    planes: Callable[[int], Planes | None] | None = field(default=None, repr=False, compare=False)
+    stored: Callable[[int], Stored | None] | None = field(default=None, repr=False, compare=False)
     static_channels: tuple[str, ...] = ()
     read_static: Callable[[int], np.ndarray] | None = field(default=None, repr=False, compare=False)
     roles: Mapping[str, list[str]] = field(default_factory=dict)  # of a static problem: input and target channels
@@ -94,26 +93,24 @@ def _read_once() -> h5py.h5p.PropDAID:
 READ_ONCE = _read_once()  # unpacked chunks are not kept for a second reading
 
 
-def open_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+def open_dataset(path: Path, group: h5py.Group, name: str) -> h5py.h5d.DatasetID:
     """A dataset that is read once; `group[name]` takes twice as long, which tells where samples are small."""
-    return h5py.Dataset(h5py.h5d.open(group.id, name.encode(), READ_ONCE))
+    try:
+        return h5py.h5d.open(group.id, name.encode(), READ_ONCE)
+    except KeyError:
+        full = f"{group.name}/{name}".lstrip("/")
+        raise UpsDataError(f"{path}: the key {full} is missing; fetch it again") from None
 
 
-def read_all(data: h5py.Dataset) -> np.ndarray:
-    """All of a dataset, as `data[()]` has it, without what h5py does to make sense of an index."""
-    values = np.empty(data.id.shape, data.id.dtype)
-    data.id.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    return values
-
-
-def read_rows(data: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-    """`data[start:stop]` in the same way."""
-    shape = data.id.shape
-    if (start, stop) == (0, shape[0]):
-        return read_all(data)
-    values, space = np.empty((stop - start, *shape[1:]), data.id.dtype), data.id.get_space()
-    space.select_hyperslab((start, *[0] * (len(shape) - 1)), values.shape)
-    data.id.read(h5py.h5s.create_simple(values.shape), space, values)
+def read_rows(data: h5py.h5d.DatasetID, start: int, stop: int) -> np.ndarray:
+    """`data[start:stop]`, without what h5py does to make sense of an index."""
+    shape = data.shape
+    values, place = np.empty((stop - start, *shape[1:]), data.dtype), h5py.h5s.ALL
+    wanted = place
+    if (start, stop) != (0, shape[0]):
+        wanted, place = data.get_space(), h5py.h5s.create_simple(values.shape)
+        wanted.select_hyperslab((start, *[0] * (len(shape) - 1)), values.shape)
+    data.read(place, wanted, values)
     return values
 
 
@@ -138,29 +135,11 @@ def check_shape(path: Path, data: h5py.Dataset, expected: tuple[int, ...]) -> No
 
 def first_points(path: Path, group: h5py.Group, name: str, wanted: int, most: int | None = None) -> np.ndarray:
     """The first `wanted` of at most `most` coordinates of an axis, float64."""
-    values = read_all(open_dataset(group, name)).astype(np.float64)
+    data = open_dataset(path, group, name)
+    values = read_rows(data, 0, data.shape[0]).astype(np.float64) if data.rank else np.empty((0, 0))
     if values.ndim != 1 or not wanted <= len(values) <= (most or wanted):
         raise UpsDataError(f"{path}: {name}: got the shape {values.shape}, expected {wanted} points; fetch it again")
     return values[:wanted]
-
-
-def planes_of(fields: Sequence[h5py.Dataset], samples: int) -> Callable[[int], Planes] | None:
-    """`RawFile.planes` of channels that are arrays [N, T, X..] of their own; None where HDF5 packs or converts them."""
-    starts = [data.id.get_offset() for data in fields if data.dtype == np.dtype("<f4") and data.chunks is None]
-    if None in starts or len(starts) < len(fields):
-        return None
-    size = fields[0].size // samples * 4
-    return lambda row: tuple(start + row * size for start in starts)
-
-
-def read_plain(path: Path, descriptor: int, at: int, out: np.ndarray) -> None:
-    """Fill a contiguous array with the bytes of an open file from byte `at`; a file that ends before is refused."""
-    view, done = memoryview(out).cast("B"), 0
-    while done < len(view):
-        got = os.preadv(descriptor, [view[done:]], at + done)
-        if not got:
-            raise UpsDataError(f"{path}: truncated: it ends before byte {at + len(view)}; fetch it again")
-        done += got
 
 
 def is_float64(*fields: h5py.Dataset) -> bool:
