@@ -20,7 +20,7 @@ from ups_data.params import Splits
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = {"pcodec": ".upk", "gzip": ".tar.gz"}
-VERSIONS = {"tiny.upk": 1, "tiny-v2.upk": 2, "tiny.tar.gz": 1}
+VERSIONS = {"tiny.upk": 1, "tiny-v2.upk": 2, "tiny-v3.upk": 3, "tiny.tar.gz": 1}
 PLAIN = {"compressors": None, "filters": None}  # Zarr arrays as the pipeline writes them
 
 
@@ -81,6 +81,11 @@ def golden_files(root: Path, version: int) -> Path:
         rows, columns = np.ogrid[:64, :64]
         np.save(root / "smooth_down.npy", (rows * rows + columns * 7919 % 1013 * 1000).astype("i4"))
         (root / "squares.txt").write_text("".join(f"{i} squared is {i * i}\n" for i in range(400)))
+    if version > 2:  # files large enough for checksums of their own
+        rows, columns = np.arange(64, dtype="i4")[:, None], np.arange(256, dtype="i4")
+        np.save(root / "large_down.npy", rows * rows + columns * 7919 % 1013 * 1000)
+        np.save(root / "large_along.npy", np.cumsum(np.arange(10_000, dtype="i4") * 7919 % 1013, dtype="i4"))
+        (root / "large.bin").write_bytes(b"".join(hashlib.sha256(b"%d" % i).digest() for i in range(1100)))
     return root
 
 

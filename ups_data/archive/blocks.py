@@ -13,11 +13,13 @@ from ups_data.errors import UpsDataError
 
 DEFLATE_LEVEL = 9  # numbers go another way: what is left is little, and level 6 makes it larger than `tar -czf` does
 LZMA_PRESET = 6  # as small as 9 on blocks of 4 MB
+NOISY = 0.4  # what deflate brings to more than this share may be smaller if it leaves short repetitions alone
 PROBE = 64 << 10  # bytes: enough to see that data does not deflate
-HOPELESS = 0.999  # a probe, then all bytes quickly deflated, that stay above this share of their size are stored raw
-# Numbers that pack to less than this share, and whose probes deflate to half of that or that are monotonous, repeat
-# themselves: bytes are tried too. Where 1000 numbers recur they are 4 times smaller, masks of large cells 15 times.
-REPETITIVE = 1 / 8
+# Numbers of which parts come again are tried as bytes too, unless a look at some places says that it cannot help.
+PLACES, NEEDLE = 256, 8  # at most so many; what 8 bytes of numbers that vary find again has recurred
+WINDOW = 32 << 10  # bytes: as far as deflate looks back
+MARGIN = 1.1  # it leaves less than what does not recur, as some bytes are more frequent than others
+REPETITIVE = 1 / 8  # numbers that pack to less than this share have 8 equal bytes often, and need a trial
 PROBES = 4  # spread over such a block: a single one may meet its only constant rows
 MONOTONOUS = 1 / 64  # what packs to less goes through lzma at full speed, and deflate cannot go below 1 / 1032
 RAW, DEFLATE, LZMA = Coding("raw"), Coding("deflate"), Coding("lzma")
@@ -31,9 +33,11 @@ Packed = tuple[Data, Block]
 
 def encode_bytes(data: Data, patient: bool) -> Packed:
     """Pack by deflate, or by lzma where that is smaller and `patient` (it is 10 times slower); raw where neither is."""
-    if len(data) > PROBE and _probe(data) > HOPELESS and _deflated(data) > HOPELESS * len(data):
+    if len(data) > PROBE and _probe(data) >= PROBE and _deflated(data) >= len(data):
         return _smallest(data)
-    candidates = [(zlib.compress(data, DEFLATE_LEVEL), DEFLATE)]
+    candidates = [(_deflate(data, DEFLATE_LEVEL), DEFLATE)]
+    if len(candidates[0][0]) > NOISY * len(data):
+        candidates.append((_deflate(data, DEFLATE_LEVEL, zlib.Z_FILTERED), DEFLATE))
     if patient or len(candidates[0][0]) < MONOTONOUS * len(data):
         candidates.append((lzma.compress(data, lzma.FORMAT_RAW, filters=_filters(len(data))), LZMA))
     return _smallest(data, *candidates)
@@ -44,10 +48,10 @@ def encode(data: Data, coding: Coding) -> list[Packed]:
     return _unless_repetitive([_smallest(data, (numbers.pack(data, coding), coding))], data)
 
 
-def encode_by_order(data: Data, coding: Coding) -> list[Packed]:
+def encode_by_order(data: Data, coding: Coding, level: int = numbers.LEVEL) -> list[Packed]:
     """The same in several blocks, each with the order of differences that suits it."""
     packed, offset = [], 0
-    for piece, size, own in numbers.pack_by_order(data, coding):
+    for piece, size, own in numbers.pack_by_order(data, coding, level):
         packed.append(_smallest(data[offset : offset + size], (piece, own)))
         offset += size
     return _unless_repetitive(packed, data)
@@ -55,21 +59,41 @@ def encode_by_order(data: Data, coding: Coding) -> list[Packed]:
 
 def _unless_repetitive(packed: list[Packed], data: Data) -> list[Packed]:
     size = sum(block.packed for _, block in packed)
-    share = size / len(data)
-    if share < MONOTONOUS or (share < REPETITIVE and _recurring(data) < share / 2):
+    if _may_deflate_below(size / len(data), data):
         other = encode_bytes(data, patient=False)
         return [other] if other[1].packed < size else packed
     return packed
 
 
-def _probe(data: Data) -> float:
-    """The share of its size to which the middle of `data` deflates, quickly tried."""
-    middle = max(0, (len(data) - PROBE) // 2)
-    return _deflated(data[middle : middle + PROBE]) / min(len(data), PROBE)
+def _may_deflate_below(share: float, data: Data) -> bool:
+    """Whether so much recurs that deflate may leave less than this share: a cheap look at all, then a dearer one."""
+    if share < MONOTONOUS:
+        return True
+    places = min(PLACES, 8 + int(2 / max(1 - share, 1e-3)))
+    found = _recurrences(data, places)
+    if not found or 1 - found / places > MARGIN * share:
+        return False
+    return share > REPETITIVE or _recurring(data) < MARGIN * share
+
+
+def _recurrences(data: Data, places: int) -> int:
+    """At how many of so many places the next NEEDLE bytes come again within deflate's window."""
+    view, found = memoryview(data), 0
+    for place in range(places):
+        start = (len(data) - NEEDLE) * place // places // NEEDLE * NEEDLE  # where a number begins
+        window = bytes(view[start : start + WINDOW])
+        found += window.find(window[:NEEDLE], 1) > 0
+    return found
+
+
+def _probe(data: Data) -> int:
+    """The size to which PROBE bytes from the middle of `data` deflate, quickly tried."""
+    middle = (len(data) - PROBE) // 2
+    return _deflated(data[middle : middle + PROBE])
 
 
 def _recurring(data: Data) -> float:
-    """The same of the second halves of some probes, deflate having seen the first ones."""
+    """The share to which deflate brings the second halves of some probes, having seen the first ones."""
     half = min(len(data), PROBE) // 2
     starts = [(len(data) - 2 * half) * (2 * i + 1) // (2 * PROBES) for i in range(PROBES)]
     sizes = (_deflated(data[start : start + 2 * half]) - _deflated(data[start : start + half]) for start in starts)
@@ -77,7 +101,13 @@ def _recurring(data: Data) -> float:
 
 
 def _deflated(data: Data) -> int:
-    return len(zlib.compress(data, 1))
+    return len(_deflate(data, 1))
+
+
+def _deflate(data: Data, level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+    """A zlib stream; with as much memory as gzip takes, so that its blocks are as long."""
+    stream = zlib.compressobj(level, memLevel=9, strategy=strategy)
+    return stream.compress(data) + stream.flush()
 
 
 def _smallest(data: Data, *candidates: tuple[Data, Coding]) -> Packed:

@@ -50,30 +50,46 @@ class Block:
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive."""
+    """A file in an archive. Checksums that are not stored are empty until its bytes are read and verified."""
 
     path: str
     size: int
+    sha256: str = ""
+    md5: str = ""
+
+
+@dataclass(frozen=True)
+class Seal:
+    """The SHA-256 of the bytes of one member, or of several tiny ones that stand together."""
+
+    members: range  # their numbers in the order of their bytes
     sha256: str
-    md5: str
 
 
 class Contents:
     """Members in the order of their bytes, and the blocks that give these bytes, one after another.
 
-    `member_ends` and `block_ends` count bytes unpacked, `offsets` (one more than blocks) bytes of the file.
+    `member_ends` and `block_ends` count bytes unpacked, `offsets` (one more than blocks) bytes of the file. Every
+    member is under one of the `seals`: its own where none are given.
     """
 
-    def __init__(self, members: Sequence[Member], blocks: Sequence[Block], offset: int):
+    def __init__(
+        self, members: Sequence[Member], blocks: Sequence[Block], offset: int, seals: Sequence[Seal] | None = None
+    ):
         self.members, self.blocks = members, blocks
+        self.seals = seals or [Seal(range(i, i + 1), member.sha256) for i, member in enumerate(members)]
         self.member_ends = list(accumulate(member.size for member in members))
         self.block_ends = list(accumulate(block.size for block in blocks))
         self.offsets = list(accumulate((block.packed for block in blocks), initial=offset))
 
-    def span(self, member: int) -> range:
-        """The numbers of the blocks that hold a member's bytes."""
-        end = self.member_ends[member]
-        start = end - self.members[member].size
+    def bounds(self, seal: Seal) -> tuple[int, int]:
+        """Where the bytes under a seal begin and end."""
+        first = seal.members[0]
+        return self.member_ends[first] - self.members[first].size, self.member_ends[seal.members[-1]]
+
+    def span(self, seal: Seal) -> range:
+        """The numbers of the blocks that hold the bytes under a seal."""
+        start, end = self.bounds(seal)
         if start == end:
             return range(0)
         return range(bisect.bisect_right(self.block_ends, start), bisect.bisect_left(self.block_ends, end) + 1)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -21,12 +19,12 @@ from ups_data import execution, files
 from ups_data.archive import targz
 from ups_data.archive.blocks import decode
 from ups_data.archive.flow import BUFFER, FLUSH, Buffers, Flusher, in_order
-from ups_data.archive.format import MAGIC, Block, Contents, Member
+from ups_data.archive.format import MAGIC, Block, Contents, Member, Seal
 from ups_data.archive.index import read_index
+from ups_data.archive.staging import staging
 from ups_data.errors import UpsDataError
 
 SMALL = 1 << 20  # bytes of a file that is sent to the disk by itself
-STAGING = ".upk-"  # temporary folders are .upk-<random>.tmp inside the target
 ROOM = 16 << 20  # bytes to spare for folders and names
 
 Advance = Callable[[int], None]
@@ -34,11 +32,17 @@ Accept = Callable[[list[Member]], None]
 
 
 def members(archive: str | Path) -> list[Member]:
-    """What an archive holds, sorted by path, from its index (.upk) or its first member (.tar.gz)."""
+    """What an archive holds, sorted by path, from its index (.upk) or its first member (.tar.gz).
+
+    Tiny members that are verified together are unpacked for this: their own checksums are not stored.
+    """
     with _opened(archive) as file:
         if _is_gzip(file, archive):
             return targz.open_gzip(file, str(archive))[0]
-        return _by_path(read_index(file, str(archive)))
+        contents = read_index(file, str(archive))
+        unknown = [member for member in contents.members if not member.sha256]
+        found = _verified(file, contents, unknown, execution.cores(), _ignore) if unknown else {}
+        return _complete(contents.members, found)
 
 
 def extract(
@@ -52,7 +56,7 @@ def extract(
     """Restore an archive, or the files and folders named in `only`, into the folder `target`.
 
     Nothing is visible there before every byte asked for has its SHA-256; then each file or folder takes the
-    place of its namesake by renaming. `accept` sees the members first and may refuse them by raising;
+    place of its namesake by renaming. `accept` sees the members before that and may refuse them by raising;
     `advance` is told bytes as they are written. Returns the restored members. Raises UpsDataError for a
     damaged or hostile archive, an unknown name, or a disk without room, and leaves nothing behind.
     """
@@ -63,38 +67,37 @@ def extract(
             restore = partial(_restore_gzip, stream, listed)
         else:
             contents = read_index(file, str(archive))
-            listed = _by_path(contents)
+            listed = _complete(contents.members, {})
             restore = partial(_restore_blocks, file, contents, workers or execution.cores())
         chosen, units = _choose(listed, only, archive)
-        if accept:
-            accept(chosen)
         files.require_space(target, sum(m.size for m in chosen) + ROOM, f"unpacking {archive.name}")
         target.mkdir(parents=True, exist_ok=True)
         _refuse_links(target, units)
-        with _staging(target) as folder:
-            restore(chosen, folder, advance or _ignore)
+        with staging(target) as folder:
+            restored = restore(chosen, folder, advance or _ignore)
+            if accept:
+                accept(restored)
             for unit in units:
                 files.publish(folder / unit, target / unit)
-    return chosen
+    return restored
 
 
 def verify(archive: str | Path, advance: Advance | None = None) -> list[Member]:
     """Unpack every byte of an archive and compare it with its SHA-256, writing nothing; returns the members."""
-    workers = execution.cores()
-    with _opened(archive) as file, ThreadPoolExecutor(workers) as pool:
+    with _opened(archive) as file:
         if _is_gzip(file, archive):
             listed, stream = targz.open_gzip(file, str(archive))
             for member, pieces in targz.gzip_contents(stream, listed):
                 _copy(member, pieces, None, str(archive), advance or _ignore)
             return listed
         contents = read_index(file, str(archive))
-        work, tasks = _Work(file.fileno(), str(archive)), _tasks(contents, contents.members, _ignore)
-        _consume(in_order(pool, work, tasks, _ahead(workers)), work, advance or _ignore, _ignore)
-    return _by_path(contents)
+        found = _verified(file, contents, contents.members, execution.cores(), advance or _ignore)
+        return _complete(contents.members, found)
 
 
-def _by_path(contents: Contents) -> list[Member]:
-    return sorted(contents.members, key=lambda member: member.path)
+def _complete(listed: Iterable[Member], found: Mapping[str, Member]) -> list[Member]:
+    """Members sorted by path, those that were `found` with the checksums of their bytes."""
+    return sorted((found.get(member.path, member) for member in listed), key=lambda member: member.path)
 
 
 def _ignore(_: object) -> None:
@@ -148,35 +151,7 @@ def _refuse_links(target: Path, units: Sequence[str]) -> None:
                 raise UpsDataError(f"{target / parent} is a link; remove it, files are not written through it")
 
 
-# --- the temporary folder ------------------------------------------------------------------------
-
-
-@contextmanager
-def _staging(target: Path) -> Iterator[Path]:
-    """A folder inside `target` for files in the making; those of killed runs are swept away first.
-
-    A run holds a lock inside its folder for as long as it lives, so a folder whose lock is free is dead.
-    """
-    for other in target.glob(f"{STAGING}*.tmp"):
-        _sweep(other)
-    folder = target / f"{STAGING}{uuid.uuid4().hex[:12]}.tmp"
-    folder.mkdir()
-    try:
-        with open(folder / "lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "files").mkdir()
-            yield folder / "files"
-    finally:
-        files.remove(folder)
-
-
-def _sweep(folder: Path) -> None:
-    try:
-        with open(folder / "lock", "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.remove(folder)
-    except OSError:
-        return  # alive, just being made, or gone by now
+# --- .upk ----------------------------------------------------------------------------------------
 
 
 def _create(folder: Path, member: Member) -> int:
@@ -185,17 +160,17 @@ def _create(folder: Path, member: Member) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
 
-# --- .upk ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Slice:
     """Bytes of a block or several that belong to one member."""
 
     member: Member
+    seal: Seal
     begin: int  # in the unpacked bytes of the task
     size: int
     target: int  # offset in the member
+    last: bool  # whether the bytes under the seal end with these
+    wanted: bool  # else it is only read to verify another one
 
 
 @dataclass(frozen=True)
@@ -224,7 +199,8 @@ class _Work:
             decode(packed, block, out[begin : begin + block.size], self.name)
             source, begin = source + block.packed, begin + block.size
         for piece in task.slices if self.folder else ():
-            _write(self.folder / piece.member.path, out[piece.begin : piece.begin + piece.size], piece.target)
+            if piece.wanted:
+                _write(self.folder / piece.member.path, out[piece.begin : piece.begin + piece.size], piece.target)
         return out
 
 
@@ -236,37 +212,40 @@ def _write(path: Path, data: np.ndarray, offset: int) -> None:
 
 
 def _tasks(contents: Contents, chosen: Iterable[Member], begin: Callable[[Member], None]) -> Iterator[_Task]:
-    """The blocks of the chosen members, each block once; `begin` hears of a member before its first one."""
-    wanted, waiting = set(chosen), deque()
-    for number, member in enumerate(contents.members):
-        if member in wanted and member.size:
-            waiting.append(number)
-        elif member in wanted:
-            begin(member)
-            _compare(member, hashlib.sha256().hexdigest())
-    for blocks in _batches(contents, list(waiting)):
+    """The blocks of the chosen members and of what is sealed with them; `begin` hears of a member before its first."""
+    wanted = {member.path for member in chosen}
+    seals = [seal for seal in contents.seals if any(contents.members[n].path in wanted for n in seal.members)]
+    waiting = deque((seal, n) for seal in seals for n in seal.members if contents.members[n].size)
+    for seal in seals:
+        for member in (contents.members[n] for n in seal.members):
+            if member.path in wanted and not member.size:
+                begin(member)
+        if not contents.span(seal):
+            _compare(contents.members[seal.members[0]].path, hashlib.sha256().hexdigest(), seal.sha256)
+    for blocks in _batches(contents, seals):
         end = contents.block_ends[blocks[-1]]
         start = contents.block_ends[blocks[0]] - contents.blocks[blocks[0]].size
         slices = []
         while waiting:
-            member, stop = contents.members[waiting[0]], contents.member_ends[waiting[0]]
-            first = stop - member.size
+            seal, number = waiting[0]
+            member, stop = contents.members[number], contents.member_ends[number]
+            first, asked = stop - member.size, member.path in wanted
             if first >= end:
                 break
-            if first >= start:
+            if first >= start and asked:
                 begin(member)
-            inside = max(first, start)
-            slices.append(_Slice(member, inside - start, min(stop, end) - inside, inside - first))
+            inside, last = max(first, start), min(stop, end) == contents.bounds(seal)[1]
+            slices.append(_Slice(member, seal, inside - start, min(stop, end) - inside, inside - first, last, asked))
             if stop > end:
                 break
             waiting.popleft()
         yield _Task(tuple(contents.blocks[n] for n in blocks), contents.offsets[blocks[0]], tuple(slices))
 
 
-def _batches(contents: Contents, chosen: Iterable[int]) -> Iterator[list[int]]:
-    """Neighbouring blocks of the chosen members, as many as a buffer holds but at least one."""
+def _batches(contents: Contents, seals: Iterable[Seal]) -> Iterator[list[int]]:
+    """Neighbouring blocks of the bytes under these seals, as many as a buffer holds but at least one."""
     batch, size = [], 0
-    for number in sorted({block for member in chosen for block in contents.span(member)}):
+    for number in sorted({block for seal in seals for block in contents.span(seal)}):
         block = contents.blocks[number]
         if batch and (size + block.size > BUFFER or number != batch[-1] + 1):
             yield batch
@@ -305,35 +284,70 @@ class _Outputs:
 
 def _restore_blocks(
     file: BinaryIO, contents: Contents, workers: int, chosen: Sequence[Member], folder: Path, advance: Advance
-) -> None:
-    with closing(_Outputs(folder)) as outputs, ThreadPoolExecutor(workers) as pool:
-        work = _Work(file.fileno(), file.name, folder)
-        tasks = _tasks(contents, chosen, outputs.create)
-        _consume(in_order(pool, work, tasks, _ahead(workers)), work, advance, outputs.wrote)
+) -> list[Member]:
+    with closing(_Outputs(folder)) as outputs:
+        found = _verified(file, contents, chosen, workers, advance, outputs)
         outputs.flusher.settle()
+    return _complete(chosen, found)
 
 
-def _consume(
-    results: Iterator[tuple[_Task, np.ndarray]], work: _Work, advance: Advance, wrote: Callable[[_Slice], None]
-) -> None:
-    """Hash the members in the order of their bytes; `wrote` hears of bytes once a whole member has its checksum."""
-    digest = hashlib.sha256()
-    for task, data in results:
-        for piece in task.slices:
+def _verified(
+    file: BinaryIO,
+    contents: Contents,
+    chosen: Sequence[Member],
+    workers: int,
+    advance: Advance,
+    outputs: _Outputs | None = None,
+) -> dict[str, Member]:
+    """Unpack the chosen members, into files where there are `outputs`; returns those without stored checksums.
+
+    Bytes are hashed in their order, and none count before all those under their seal have its SHA-256.
+    """
+    work = _Work(file.fileno(), file.name, outputs.folder if outputs else None)
+    tasks = _tasks(contents, chosen, outputs.create if outputs else _ignore)
+    found, digests = {}, _Digests()
+    with ThreadPoolExecutor(workers) as pool:
+        for task, data in in_order(pool, work, tasks, _ahead(workers)):
+            for piece in task.slices:
+                found |= digests.add(piece, data[piece.begin : piece.begin + piece.size])
+                if piece.wanted:
+                    advance(piece.size)
+                    if outputs:
+                        outputs.wrote(piece)
+            work.buffers.give(data)
+    return found
+
+
+class _Digests:
+    """Checksums of the bytes under one seal after another, and of the members under it."""
+
+    def __init__(self):
+        self.seal, self.own, self.waiting = hashlib.sha256(), (), {}
+
+    def add(self, piece: _Slice, data: np.ndarray) -> dict[str, Member]:
+        """Count the next bytes; returns the members that are verified with them and had no checksums, by path."""
+        self.seal.update(data)
+        if len(piece.seal.members) > 1:
             if piece.target == 0:
-                digest = hashlib.sha256()
-            digest.update(data[piece.begin : piece.begin + piece.size])
+                self.own = hashlib.sha256(), hashlib.md5()
+            for digest in self.own:
+                digest.update(data)
             if piece.target + piece.size == piece.member.size:
-                _compare(piece.member, digest.hexdigest())
-            wrote(piece)
-            advance(piece.size)
-        work.buffers.give(data)
+                sums = (digest.hexdigest() for digest in self.own)
+                self.waiting[piece.member.path] = Member(piece.member.path, piece.member.size, *sums)
+        if not piece.last:
+            return {}
+        others = len(piece.seal.members) - 1
+        name = f"{piece.member.path} and {others} beside it" if others else piece.member.path
+        _compare(name, self.seal.hexdigest(), piece.seal.sha256)
+        verified, self.waiting, self.seal = self.waiting, {}, hashlib.sha256()
+        return verified
 
 
-def _compare(member: Member, sha256: str) -> None:
-    if sha256 != member.sha256:
+def _compare(name: str, found: str, stored: str) -> None:
+    if found != stored:
         raise UpsDataError(
-            f"{member.path}: the unpacked bytes have SHA-256 {sha256}, the archive says {member.sha256}; "
+            f"{name}: the unpacked bytes have SHA-256 {found}, the archive says {stored}; "
             "the archive is damaged, fetch it again"
         )
 
@@ -341,7 +355,9 @@ def _compare(member: Member, sha256: str) -> None:
 # --- .tar.gz -------------------------------------------------------------------------------------
 
 
-def _restore_gzip(stream, listed: list[Member], chosen: list[Member], folder: Path, advance: Advance) -> None:  # noqa: ANN001
+def _restore_gzip(
+    stream: targz.Inflated, listed: list[Member], chosen: list[Member], folder: Path, advance: Advance
+) -> list[Member]:
     wanted = {member.path for member in chosen}
     for member, pieces in targz.gzip_contents(stream, listed):
         if member.path in wanted:
@@ -349,6 +365,7 @@ def _restore_gzip(stream, listed: list[Member], chosen: list[Member], folder: Pa
                 _copy(member, pieces, out, stream.name, advance)
         else:
             _copy(member, pieces, None, stream.name, _ignore)
+    return chosen
 
 
 def _copy(member: Member, pieces: Iterator[bytes], out: BinaryIO | None, name: str, advance: Advance) -> None:
@@ -358,4 +375,4 @@ def _copy(member: Member, pieces: Iterator[bytes], out: BinaryIO | None, name: s
         advance(len(data))
         if out is not None:
             out.write(data)
-    _compare(member, digest.hexdigest())
+    _compare(member.path, digest.hexdigest(), member.sha256)

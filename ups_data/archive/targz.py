@@ -125,7 +125,7 @@ def _deflate(task: tuple[bytes, bytes, bool]) -> bytes:
 # --- reading -------------------------------------------------------------------------------------
 
 
-class _Inflated:
+class Inflated:
     """Reads the inside of one gzip stream, never more at once than asked for."""
 
     def __init__(self, file: BinaryIO, name: str):
@@ -166,9 +166,9 @@ class _Inflated:
             raise UpsDataError(f"{self.name} has bytes after its end; refused")
 
 
-def open_gzip(file: BinaryIO, name: str) -> tuple[list[Member], _Inflated]:
+def open_gzip(file: BinaryIO, name: str) -> tuple[list[Member], Inflated]:
     """The members by the manifest, and the stream behind it; nothing but the manifest is read."""
-    stream = _Inflated(file, name)
+    stream = Inflated(file, name)
     size = _file_header(stream, MANIFEST)
     if size > MANIFEST_LIMIT:
         raise UpsDataError(f"{name}: {MANIFEST} claims {size} bytes, the limit is {MANIFEST_LIMIT}; refused")
@@ -185,7 +185,7 @@ def open_gzip(file: BinaryIO, name: str) -> tuple[list[Member], _Inflated]:
     return members, stream
 
 
-def gzip_contents(stream: _Inflated, members: Sequence[Member]) -> Iterator[tuple[Member, Iterator[bytes]]]:
+def gzip_contents(stream: Inflated, members: Sequence[Member]) -> Iterator[tuple[Member, Iterator[bytes]]]:
     """Each member with its bytes in pieces, which must be used up in turn; headers must say what the manifest says."""
     for member in members:
         size = _file_header(stream, member.path)
@@ -200,7 +200,7 @@ def gzip_contents(stream: _Inflated, members: Sequence[Member]) -> Iterator[tupl
     stream.end()
 
 
-def _content(stream: _Inflated, size: int) -> Iterator[bytes]:
+def _content(stream: Inflated, size: int) -> Iterator[bytes]:
     while size:
         if not (data := stream.some(min(size, PIECE))):
             raise UpsDataError(f"{stream.name} is cut short; fetch it again")
@@ -208,7 +208,7 @@ def _content(stream: _Inflated, size: int) -> Iterator[bytes]:
         yield data
 
 
-def _file_header(stream: _Inflated, path: str) -> int:
+def _file_header(stream: Inflated, path: str) -> int:
     """Read the header of the regular file `path`: its size. Links, devices and surprises are refused."""
     block = stream.exactly(RECORD)
     octal = block[124:136]

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from ups_data import execution, files
+from ups_data.archive import numbers
 from ups_data.archive.blocks import Packed, decode, encode, encode_by_order, encode_bytes
 from ups_data.archive.flow import FLUSH, Buffers, Flusher, in_order
-from ups_data.archive.format import Coding, Member, check_paths
+from ups_data.archive.format import Coding, Member, Seal, check_paths
 from ups_data.archive.index import HEADER, index_and_footer
-from ups_data.archive.layout import BLOCK, Cut, cuts, regions
+from ups_data.archive.layout import BLOCK, Cut, Region, cuts, regions
 from ups_data.archive.targz import pack_gzip
 from ups_data.errors import UpsDataError
 
@@ -27,8 +29,15 @@ SAMPLES = 5  # at most, one for each 4 MB: an odd number, so that a dataset of e
 DEFLATE_PIECE = 32 << 10  # deflate is 6 times slower than pcodec; repetition shows early
 AXES = 3  # how many of the last axes are tried as the fastest one, the first of three or more (samples) never
 PATIENCE = 32 << 20  # bytes; less than that is packed before a longer trial has paid for itself
-WORTH = 1.03  # differences chosen by us pack twice as fast as those pcodec looks for: worth this much more size
+# Differences chosen by us pack twice as fast as those pcodec looks for, and a level less a tenth faster: the fastest
+# way is taken that is worth its size.
+WORTH = 1.03
+NEAR = 1.01  # an axis farther from the last one takes longer to reach: it has to pack so much smaller
 SMALL = 1 << 20  # bytes; smaller files without numbers share blocks
+# Bytes; smaller files, and runs of numbers, share blocks whatever they hold, and smaller files share a checksum. It is
+# as far as deflate looks back: beyond, tar's 512 bytes before each file cost it more than our checksums cost us.
+TINY = 32 << 10
+INDEXED = 12  # bytes of the index that one more block takes, about
 LZMA_BUDGET = 8 << 20  # bytes of an archive on which lzma is tried, at 1 to 3 MB/s a core; those after are deflated
 
 Advance = Callable[[int], None]
@@ -37,11 +46,20 @@ Encode = Callable[[np.ndarray], list[Packed]]
 
 @dataclass(frozen=True)
 class _Plan:
-    """How numbers of one kind are packed: the axis put last, counted from the end (0: as bytes), and who chooses the
-    order of differences: we, page by page, or pcodec."""
+    """How numbers of one kind are packed: the axis put last, counted from the end (0: as bytes), and at which level,
+    where we choose the order of differences page by page and not pcodec (0)."""
 
     fastest: int
-    by_order: bool = False
+    by_order: int = 0
+
+    def pack(self, data: np.ndarray, cut: Cut) -> int:
+        """The size of a sample."""
+        if not self.fastest:
+            return encode_bytes(data, patient=False)[1].packed
+        coding = _coding(cut, self.fastest)
+        if not self.by_order:
+            return len(numbers.pack(data, coding))
+        return sum(len(piece) for piece, _, _ in numbers.pack_by_order(data, coding, self.by_order))
 
 
 @dataclass(frozen=True)
@@ -69,17 +87,20 @@ def _state(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+_Part = tuple[_Source, Cut]
+
+
 @dataclass(frozen=True)
 class _Task:
-    """One block to be, or several: a cut of a file, or small files one after another."""
+    """One block to be, or several: a cut of a file, or small ones one after another."""
 
-    parts: tuple[tuple[_Source, int, int], ...]  # source, offset in it, bytes
+    parts: tuple[_Part, ...]
     encode: Encode
 
     @property
     def size(self) -> int:
         """Bytes."""
-        return sum(size for _, _, size in self.parts)
+        return sum(cut.size for _, cut in self.parts)
 
 
 def collect(root: str | Path, names: Iterable[str]) -> dict[str, Path]:
@@ -147,27 +168,42 @@ def _pack_blocks(sources: list[_Source], archive: Path, pool: Executor, ahead: i
             advance(len(data))
             work.buffers.give(data)
         flusher.settle()
-        out.write(index_and_footer(hashed.members, blocks))
+        out.write(index_and_footer(hashed.members, hashed.seals, blocks))
     return hashed.members
 
 
 class _Hashed:
-    """The members so far, in the order of their bytes."""
+    """The members so far, in the order of their bytes, and the seals they are under."""
 
     def __init__(self):
         self.members: list[Member] = []
-        self.sha256, self.md5 = hashlib.sha256(), hashlib.md5()
+        self.seals: list[Seal] = []
+        self.sha256, self.md5, self.together = hashlib.sha256(), hashlib.md5(), hashlib.sha256()
 
     def update(self, task: _Task, data: np.ndarray) -> None:
-        """Add the next bytes; a member is complete with its last one."""
+        """Add the next bytes; a member is complete with its last one. Tiny ones of one task share a seal."""
         begin = 0
-        for source, offset, size in task.parts:
-            for digest in (self.sha256, self.md5):
-                digest.update(data[begin : begin + size])
-            begin += size
-            if offset + size == source.size:
+        for source, cut in task.parts:
+            tiny = source.size < TINY
+            if not tiny:
+                self._seal()
+            for digest in (self.sha256, self.md5, *([self.together] if tiny else [])):
+                digest.update(data[begin : begin + cut.size])
+            begin += cut.size
+            if cut.offset + cut.size == source.size:
                 self.members.append(Member(source.member, source.size, self.sha256.hexdigest(), self.md5.hexdigest()))
+                if not tiny:
+                    self.together = self.sha256
+                    self._seal()
                 self.sha256, self.md5 = hashlib.sha256(), hashlib.md5()
+        self._seal()
+
+    def _seal(self) -> None:
+        """Put the members that have none yet under a seal."""
+        first = self.seals[-1].members.stop if self.seals else 0
+        if first < len(self.members):
+            self.seals.append(Seal(range(first, len(self.members)), self.together.hexdigest()))
+            self.together = hashlib.sha256()
 
 
 class _Work:
@@ -178,9 +214,9 @@ class _Work:
 
     def __call__(self, task: _Task) -> tuple[np.ndarray, list[Packed]]:
         data, begin = self.buffers.take(task.size), 0
-        for source, offset, size in task.parts:
-            source.read(offset, data[begin : begin + size])
-            begin += size
+        for source, cut in task.parts:
+            source.read(cut.offset, data[begin : begin + cut.size])
+            begin += cut.size
         packed = task.encode(data) if len(data) else []
         # An archive is proved while its source is there: what it unpacks to is compared at once.
         restored, begin = self.buffers.take(len(data)), 0
@@ -197,73 +233,118 @@ class _Work:
 
 
 def _tasks(sources: list[_Source], pool: Executor) -> Iterator[_Task]:
-    """Small files without numbers first, those of one kind together; then the others, each cut for itself."""
-    small = [source for source in sources if source.size < SMALL and not regions(source.path)]
-    small.sort(key=lambda source: (Path(source.member).suffix, source.member))
+    """Small files first, those of one kind together; then the others, cut for themselves."""
     budget = LZMA_BUDGET
 
-    def as_bytes(size: int) -> Encode:
+    def task(parts: list[_Part]) -> _Task:
         nonlocal budget
-        budget -= size
-        return partial(_encode_bytes, patient=budget >= 0)
+        budget -= sum(cut.size for _, cut in parts)
+        return _Task(tuple(parts), partial(_encode_mixed, cuts=[cut for _, cut in parts], patient=budget >= 0))
 
-    for parts in _together(small):
-        yield _Task(parts, as_bytes(sum(size for _, _, size in parts)))
+    found = {source: regions(source.path) for source in sources if source.size < SMALL}
+    small = [source for source, runs in found.items() if source.size < TINY or not runs]
+    small.sort(key=lambda source: (bool(found[source]), source.size >= TINY, Path(source.member).suffix, source.member))
+    for parts in _together((source, cut) for source in small for cut in _parts(found[source], source.size)):
+        yield task(parts)
     alone, plans = set(sources) - set(small), {}
     for source in sources:
         if source not in alone:
             continue
-        pieces = list(cuts(regions(source.path), source.size))
-        for cut in pieces:
-            if cut.dtype and cut.kind not in plans:
+        pieces = list(cuts(found.get(source) or regions(source.path), source.size))
+        for parts in _together((source, cut) for cut in pieces):
+            cut = parts[0][1]
+            if len(parts) > 1 or not cut.dtype:
+                yield task(parts)
+                continue
+            if cut.kind not in plans:
                 plans[cut.kind] = _trial(pool, source, [other for other in pieces if other.kind == cut.kind])
-            plan = plans[cut.kind] if cut.dtype else _Plan(0)
-            yield _Task(((source, cut.offset, cut.size),), _encode(cut, plan) if plan.fastest else as_bytes(cut.size))
+            plan = plans[cut.kind]
+            yield (
+                _Task(tuple(parts), _encode(cut, plan)) if plan.fastest else task([(source, Cut(cut.offset, cut.size))])
+            )
 
 
-def _together(small: list[_Source]) -> Iterator[tuple[tuple[_Source, int, int], ...]]:
-    parts, size = [], 0
-    for source in small:
-        if parts and size + source.size > BLOCK:
-            yield tuple(parts)
-            parts, size = [], 0
-        parts.append((source, 0, source.size))
-        size += source.size
-    if parts:
-        yield tuple(parts)
+def _together(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    """Neighbours that make a block: small ones up to its size; numbers that are many, and files with such, alone."""
+    block, size = [], 0
+    for source, cut in parts:
+        large = cut.dtype and cut.size >= TINY
+        if block and (large or size + cut.size > BLOCK):
+            yield block
+            block, size = [], 0
+        block.append((source, cut))
+        size += cut.size
+        if large:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
-def _encode_bytes(data: np.ndarray, patient: bool) -> list[Packed]:
-    return [encode_bytes(data, patient)]
+def _parts(runs: list[Region], size: int) -> list[Cut]:
+    """The cuts of a small file; one of no bytes has one too."""
+    return list(cuts(runs, size)) or [Cut(0, 0)]
+
+
+def _encode_mixed(data: np.ndarray, cuts: Sequence[Cut], patient: bool) -> list[Packed]:
+    """Pack as bytes, or the tiny runs of numbers among them as numbers where that is smaller."""
+    whole = [encode_bytes(data, patient)]
+    if not any(cut.dtype for cut in cuts):
+        return whole
+    apart, begin = [], 0
+    for are_numbers, run in groupby(cuts, key=lambda cut: bool(cut.dtype)):
+        for size, ways in [(c.size, _ways(c)) for c in run] if are_numbers else [(sum(c.size for c in run), [])]:
+            piece, begin = data[begin : begin + size], begin + size
+            tried = [encode(piece, coding) for coding in ways] or [[encode_bytes(piece, patient)]]
+            apart += min(tried, key=_cost)
+    return min(whole, apart, key=_cost)
+
+
+def _cost(packed: list[Packed]) -> int:
+    """Bytes in the archive."""
+    return sum(block.packed + INDEXED for _, block in packed)
+
+
+def _ways(cut: Cut) -> list[Coding]:
+    """Codings of these numbers, each with another axis as the fastest one; the order in the file is the first."""
+    dimensions = len(cut.shape)
+    return [_coding(cut, axis) for axis in range(1, min(AXES, dimensions - 1 if dimensions > 2 else dimensions) + 1)]
+
+
+def _coding(cut: Cut, fastest: int) -> Coding:
+    """Numbers with this axis, counted from the end, as the last one; samples and channels, if there are, lead."""
+    order = list(range(len(cut.shape)))
+    if fastest > 1:
+        order.append(order.pop(-fastest))
+        order.insert(min(1, len(order) - 2), order.pop(-2))
+    return Coding("pcodec", cut.dtype, cut.shape, tuple(order))
 
 
 def _encode(cut: Cut, plan: _Plan) -> Encode:
-    """What packs this cut of numbers."""
-    if not plan.fastest:
-        return partial(_encode_bytes, patient=False)
-    axes = list(range(len(cut.shape)))
-    axes.append(axes.pop(plan.fastest))
-    coding = Coding("pcodec", cut.dtype, cut.shape, tuple(axes))
-    return partial(encode_by_order if plan.by_order else encode, coding=coding)
+    """What packs this cut as numbers."""
+    coding = _coding(cut, plan.fastest)
+    if plan.by_order:
+        return partial(encode_by_order, coding=coding, level=plan.by_order)
+    return partial(encode, coding=coding)
 
 
 def _trial(pool: Executor, source: _Source, alike: list[Cut]) -> _Plan:
-    """The plan that packs samples of these cuts smallest: which axis last, or as bytes; for much data, who chooses.
+    """The plan that packs samples of these cuts smallest: which axis last, or as bytes; for much data, which effort.
 
     The choice depends on the data alone, never on the time it took.
     """
     much = sum(cut.size for cut in alike) >= PATIENCE
     count = max(1, min(SAMPLES, len(alike), sum(cut.size for cut in alike) // BLOCK))
     samples = [_start(alike[(2 * i + 1) * len(alike) // (2 * count)]) for i in range(count)]
-    dimensions = len(alike[0].shape)
-    axes = min(AXES, dimensions - 1 if dimensions > 2 else dimensions)
-    plans = [*(_Plan(-axis, by_order=much) for axis in range(1, axes + 1)), _Plan(0)]
+    level = numbers.LEVEL if much else 0
+    plans = [*(_Plan(axis, level) for axis in range(1, len(_ways(alike[0])) + 1)), _Plan(0)]
     sizes = _sizes(pool, source, samples, plans)
-    best = min(plans, key=sizes.__getitem__)  # the first of equals: the order in the file
+    best = min(plans, key=lambda plan: sizes[plan] * NEAR**plan.fastest)  # the first of equals: the order in the file
     if not best.by_order:
         return best
-    by_pcodec = _Plan(best.fastest)
-    return best if sizes[best] <= WORTH * _sizes(pool, source, samples, [by_pcodec])[by_pcodec] else by_pcodec
+    efforts = [_Plan(best.fastest, numbers.QUICK), best, _Plan(best.fastest)]
+    sizes |= _sizes(pool, source, samples, [efforts[0], efforts[2]])
+    return next(plan for plan in efforts if sizes[plan] <= WORTH * min(sizes[plan] for plan in efforts))
 
 
 def _sizes(pool: Executor, source: _Source, samples: list[Cut], plans: list[_Plan]) -> dict[_Plan, float]:
@@ -272,10 +353,8 @@ def _sizes(pool: Executor, source: _Source, samples: list[Cut], plans: list[_Pla
 
     def share(trial: tuple[_Plan, Cut]) -> float:
         plan, cut = trial
-        if not plan.fastest:
-            cut = Cut(cut.offset, min(cut.size, DEFLATE_PIECE))
-        data = source.read(cut.offset, np.empty(cut.size, np.uint8))
-        return sum(block.packed for _, block in _encode(cut, plan)(data)) / len(data)
+        size = cut.size if plan.fastest else min(cut.size, DEFLATE_PIECE)
+        return plan.pack(source.read(cut.offset, np.empty(size, np.uint8)), cut) / size
 
     sizes = dict.fromkeys(plans, 0.0)
     for (plan, _), value in zip(trials, pool.map(share, trials), strict=True):
