@@ -7,11 +7,12 @@ defaults: a knob that shapes an output stands in params.yaml, so that DVC sees i
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ups_data import knobs
 from ups_data.errors import UpsDataError
@@ -332,6 +333,25 @@ class Params(Knobs):
     datasets: dict[str, Dataset]
     sync: Sync
 
+    @field_validator("simulate", "datasets", mode="before")
+    @classmethod
+    def _name_files(cls, section: object) -> object:
+        # No pattern of the keys: pydantic would not say in words what is expected of them.
+        for name in section if isinstance(section, dict) else ():
+            if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+                raise ValueError(f"got the name {name!r}, expected text of letters, digits, _ and -: it names files")
+        return section
+
+    @field_validator("datasets")
+    @classmethod
+    def _stand_apart(cls, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
+        owners: dict[str, str] = {}
+        for task, dataset in datasets.items():
+            name = dataset.package.name
+            if (owner := owners.setdefault(name, task)) != task:
+                raise ValueError(f"{owner} and {task} have the same package.name, {name}; give one of them another")
+        return datasets
+
 
 # --- reading -------------------------------------------------------------------------------------
 
@@ -345,7 +365,7 @@ def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ())
     try:
         return Params.model_validate(tree)
     except ValidationError as error:
-        raise UpsDataError(knobs.sentence(path, error.errors(), tree)) from None
+        raise UpsDataError(knobs.sentence(path, error.errors(), tree, OPTIONAL)) from None
 
 
 def dataset_params(params: Params, task: str) -> Dataset:
