@@ -10,6 +10,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from ups_data import console
+
 # A command that stands nowhere here is listed under "more": a new stage needs no entry.
 GROUPS = {
     "raw data": ("catalogue", "download", "simulate", "inspect"),
@@ -40,10 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [name.removeprefix("stages.") for name in (sys.argv[1:] if argv is None else argv)]
     known = docstrings()
     if not wanted or wanted[0] in ("-h", "--help"):
-        print(_listing(known))
+        console.say(_listing(known))
         return 0
     if wanted[0] in known:
-        print(f"{known[wanted[0]]}\n\nAll options: python -m stages.{wanted[0]} --help")
+        console.say(f"{known[wanted[0]]}\n\nAll options: python -m stages.{wanted[0]} --help")
         return 0
     close = difflib.get_close_matches(wanted[0], known, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import cache, partial
+from types import FrameType
 
 from ups_data import console
 from ups_data.errors import UpsDataError
@@ -19,6 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # beside it does (`make repro`). Set OMP_NUM_THREADS for larger ones.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+NO_MEMORY = re.compile("out of memory|can't allocate memory")  # as torch says it
 # Flags that several stages have: default, metavar, help.
 FLAGS = {
     "data": ("data/pdebench", "DIR", "folder of the converted splits"),
@@ -67,22 +73,24 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, **texts: str) -> Non
 
 def count(text: str) -> int:
     """The type of a flag that takes a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected 1 or more")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+    return int(text)
 
 
 def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, work, and end with one line: what was made and what to do next, or what went wrong.
 
-    `work` returns that last line. Returns the exit status: 0, or 1 after an error, or 130 after Ctrl-C.
+    `work` returns that last line. Returns the exit status: 0, or 1 after an error, or 130 after Ctrl-C, 143 after
+    SIGTERM, 129 after SIGHUP.
     """
     args = parser.parse_args(argv)
     console.set_level(args.level)
     started = time.monotonic()
+    _end_on_signals()
     try:
-        ending = work(args)
+        if ending := work(args):
+            console.say(f"{ending} ({console.duration(time.monotonic() - started)})")
     except UpsDataError as error:
         return _fail(parser.prog, str(error), 1)
     except ModuleNotFoundError as error:
@@ -91,23 +99,40 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
         return _fail(
             parser.prog, f"{sys.executable} has no package {error.name}; run `make env` and `. .venv/bin/activate`", 1
         )
-    except KeyboardInterrupt:
-        return _fail(parser.prog, "interrupted; run the same command again to go on", 130)
-    except MemoryError:
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        return _fail(parser.prog, "interrupted; run the same command again to go on", 128 + number)
+    except (MemoryError, RuntimeError) as error:  # torch has an error of its own for either device
+        if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
+            raise
         return _fail(parser.prog, "not enough memory; use a smaller batch or fewer workers", 1)
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+    except BrokenPipeError:  # whoever read what is printed went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or "the disk"
             return _fail(parser.prog, f"no room left on {where}; nothing half-written is kept: free some room", 1)
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return _fail(parser.prog, f"may not write or read {error.filename}: {error.strerror}", 1)
-        raise
-    if ending:
-        console.say(f"{ending} ({console.duration(time.monotonic() - started)})")
+        if error.filename is None:
+            raise
+        return _fail(parser.prog, f"{error.filename}: {error.strerror}; name another file or folder", 1)
     return 0
+
+
+@cache
+def _end_on_signals() -> None:
+    """Have SIGTERM (a batch system, `docker stop`) and SIGHUP (a closed terminal) end a stage as Ctrl-C does."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:  # not under `nohup`
+                signal.signal(number, stop)
+                os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
 
 
 def _fail(program: str, sentence: str, status: int) -> int:

@@ -11,6 +11,7 @@ A task of params.yaml becomes data/pdebench/<task>_{train,val,test}.h5 (grids) o
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +20,16 @@ from stages.common import count, run, stage_parser
 from ups_data.errors import UpsDataError
 from ups_data.params import SPLITS, dataset_params, load_params
 
+OUT = "data/pdebench"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and convert; returns the exit status."""
-    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.convert burgers1d --samples 64")
+    parser = stage_parser(__doc__.split("\n\n", 1)[0], "python -m stages.convert burgers1d --samples 64 --out /tmp/few")
     parser.add_argument("task", nargs="?", help="a dataset of params.yaml; leave it out to convert --pattern as it is")
     parser.add_argument("--root", metavar="DIR", help="folder of the raw files (knob convert.root)")
     parser.add_argument("--pattern", metavar="GLOB", help="which files of the folder (knob convert.pattern)")
-    parser.add_argument("--out", default="data/pdebench", metavar="PATH", help="folder, or file <name>_<split>.h5")
+    parser.add_argument("--out", default=OUT, metavar="PATH", help="folder, or file <name>_<split>.h5")
     parser.add_argument("--limit", type=count, metavar="N", help="take at most N files")
     parser.add_argument("--samples", type=count, metavar="N", help="take at most N samples of each file")
     parser.add_argument("--workers", type=count, metavar="N", help="processes (all cores); the bytes do not change")
@@ -40,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def convert(args: argparse.Namespace) -> str:
     """Convert what the command line asks for; returns the last line to print."""
+    if not args.out:
+        raise UpsDataError("--out is empty; name a folder, or a file <name>_<split>.h5")
     return _task(args) if args.task else _pattern(args)
 
 
@@ -60,7 +65,8 @@ def _task(args: argparse.Namespace) -> str:
             args.task, knobs.kind, source, knobs.splits, args.out, workers=args.workers, scheduler=args.scheduler
         )
     counts = ", ".join(f"{split} {facts['samples']}" for split, facts in manifest["splits"].items())
-    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}"
+    data = "" if Path(args.out) == Path(OUT) else f" --data {shlex.quote(str(args.out))}"
+    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}{data}"
 
 
 def _pattern(args: argparse.Namespace) -> str:
@@ -72,14 +78,20 @@ def _pattern(args: argparse.Namespace) -> str:
     task, _, split = target.stem.rpartition("_")
     if split not in SPLITS or not task:
         task, split = target.stem, "train"
+    if args.set:
+        raise UpsDataError("--set changes knobs of a task; with --pattern alone there are none: leave it out")
+    from ups_data import files
     from ups_data.conversion.files import find_files
     from ups_data.conversion.grid import convert_file
 
     pattern = str(Path(args.root) / args.pattern) if args.root else args.pattern
+    files.check_file(target)
     paths = find_files(pattern, args.limit)
+    if target.resolve() in {path.resolve() for path in paths}:
+        raise UpsDataError(f"{target} is one of the files that are read; write to another one")
     manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers, scheduler=args.scheduler)
     made = f"{manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"
-    return f"{target}: {made}; next: python -m stages.inspect {target}"
+    return f"{target}: {made}; next: python -m stages.inspect {shlex.quote(str(target))}"
 
 
 if __name__ == "__main__":

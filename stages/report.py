@@ -24,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace) -> str:
+    if args.out is not None:
+        files.check_file(args.out)
     text = report(args.base, Path(), args.link)
     if args.out is None:
         print(text, end="")

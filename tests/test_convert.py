@@ -223,6 +223,27 @@ def test_a_bad_file_is_named_and_old_outputs_stay(raw, tmp_path, spoil, words, w
     assert digests(out) == before and not (out / ".burgers1d.partial").exists()
 
 
+def test_the_generic_form_refuses_to_write_over_what_it_reads_or_a_folder(raw, tmp_path, capsys):
+    mine = tmp_path / "mine_train.h5"
+    pattern = ["--pattern", str(raw / "*Nu0.1.hdf5"), "--out"]
+    assert stage.main([*pattern, str(mine)]) == 0
+    before = mine.read_bytes()
+    assert stage.main(["--pattern", str(tmp_path / "mine_*.h5"), "--out", str(mine)]) == 1
+    assert "is one of the files that are read" in capsys.readouterr().err and mine.read_bytes() == before
+    (tmp_path / "papers.h5").mkdir()
+    (tmp_path / "papers.h5" / "one.pdf").write_text("x")
+    assert stage.main([*pattern, str(tmp_path / "papers.h5")]) == 1
+    assert "is a folder" in capsys.readouterr().err and (tmp_path / "papers.h5" / "one.pdf").exists()
+    assert stage.main([*pattern, str(mine), "--set", "x=1"]) == 1
+    assert "leave it out" in capsys.readouterr().err
+
+
+def test_a_link_to_nothing_is_no_smaller_dataset(raw, tmp_path, capsys):
+    (raw / "1D_Burgers_Sols_Nu9.0.hdf5").symlink_to(tmp_path / "gone")
+    assert stage.main(["--pattern", str(raw / "*.hdf5"), "--out", str(tmp_path / "mine_train.h5")]) == 1
+    assert "Nu9.0.hdf5 is a link to nothing; fetch the file again" in capsys.readouterr().err
+
+
 def test_no_matching_file_is_a_sentence(tmp_path, capsys):
     assert stage.main(["burgers1d", "--root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert f"no file matches {tmp_path}" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from ups_data import files
+from ups_data.errors import UpsDataError
 
 
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
@@ -45,3 +46,22 @@ def test_equal_values_are_equal_bytes_and_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "c", {"a": float("nan")})
     assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_is_never_replaced_by_a_file(tmp_path):
+    kept = tmp_path / "mine" / "thesis.tex"
+    kept.parent.mkdir()
+    kept.write_text("years")
+    (tmp_path / "empty").mkdir()
+    for folder in (kept.parent, tmp_path / "empty"):
+        with pytest.raises(UpsDataError, match="is a folder, and a file is to be written there"):
+            files.write_text(folder, "new")
+    assert kept.read_text() == "years" and sorted(p.name for p in tmp_path.iterdir()) == ["empty", "mine"]
+
+
+def test_the_shards_of_a_file_give_way_to_it(tmp_path):
+    shards = tmp_path / "u_train.h5"
+    shards.mkdir()
+    (shards / "u_train_000.h5").write_text("old")
+    files.write_text(shards, "new")
+    assert shards.read_text() == "new"

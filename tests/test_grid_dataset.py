@@ -63,9 +63,16 @@ def test_indices_count_from_the_end_and_stop_at_it(path):
         data[48]
 
 
-def test_a_window_longer_than_the_trajectory_is_refused(path):
-    with pytest.raises(UpsDataError, match="window of 7 frames, expected at most 6"):
-        GridDataset(path, window=7)
+@pytest.mark.parametrize("window", [7, 0, -1])
+def test_a_window_that_a_trajectory_does_not_have_is_refused(path, window):
+    with pytest.raises(UpsDataError, match=f"window of {window} frames, expected 1 to 6"):
+        GridDataset(path, window=window)
+
+
+@pytest.mark.parametrize("strides", [{"time_stride": 0}, {"time_stride": -1}, {"space_stride": 0}])
+def test_a_stride_that_leads_nowhere_is_refused(path, strides):
+    with pytest.raises(UpsDataError, match="expected 1 or more"):
+        GridDataset(path, **strides)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -155,3 +156,53 @@ def test_a_reader_that_goes_away_is_no_error():
     command = ["bash", "-c", f'"$0" -c "{code}" | head -c 4', sys.executable]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert (shown.stdout, shown.stderr) == ("long", "")
+
+
+def test_work_goes_on_when_nobody_reads_what_it_says(tmp_path):
+    code = (
+        "import time; from ups_data import console; from stages.common import run, stage_parser as p\n"
+        "def work(a):\n"
+        "    console.say('first'); time.sleep(0.5); console.say('second')\n"
+        f"    open('{tmp_path}/made', 'w').close()\n"
+        "    return 'made'\n"
+        "raise SystemExit(run(work, p('', 'a'), []))"
+    )
+    command = ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -n 1', sys.executable, code]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "first\n", "")
+    assert (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_the_work_cleanly(number, status, tmp_path):
+    code = (
+        "import sys, time; from stages.common import run, stage_parser as p; from ups_data import files\n"
+        "def work(a):\n"
+        f"    with files.atomic('{tmp_path}/out') as temporary:\n"
+        "        temporary.write_text('half'); print('ready', flush=True); time.sleep(60)\n"
+        "raise SystemExit(run(work, p('', 'python -m stages.doing it'), []))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert said == "python -m stages.doing: interrupted; run the same command again to go on\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", ['RuntimeError("DefaultCPUAllocator: can\'t allocate memory")', "MemoryError()"])
+def test_too_little_memory_is_a_sentence(error, capsys):
+    def work(args):
+        raise eval(error)
+
+    assert ended(work) == 1
+    assert "not enough memory; use a smaller batch" in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert ended(lambda args: (tmp_path / "file" / "x").write_text("")) == 1
+    assert capsys.readouterr().err.endswith(f"{tmp_path}/file/x: Not a directory; name another file or folder\n")

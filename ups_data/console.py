@@ -42,10 +42,13 @@ def detail(text: str) -> None:
 
 
 def _print(text: str) -> None:
-    if _bars:
-        _bars[-1].write(text)  # above the bar, which is drawn again
-    else:
-        print(text, flush=True)
+    try:
+        if _bars:
+            _bars[-1].write(text)  # above the bar, which is drawn again
+        else:
+            print(text, flush=True)
+    except BrokenPipeError:  # whoever read the lines went away, as `| head` does: the work goes on without
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def duration(seconds: float) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # the variable that Dask's own commands know
 ANSWER = 10  # seconds that a scheduler has to answer
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GLANCE = 0.2  # seconds after which a wait for workers looks whether a signal has come
 AHEAD = 2  # tasks given out for each core: one in work, one waiting for it
 
 
@@ -54,21 +58,65 @@ def _on_cores(work: Callable, tasks: Mapping[int, tuple], workers: int) -> Itera
     running: dict[Future, int] = {}
 
     def finished() -> Iterator[tuple[int, object]]:
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
+        let_in()
+        while not (done := wait(running, GLANCE, FIRST_COMPLETED).done):
+            let_in()
+        for future in done:
             yield running.pop(future), future.result()
 
-    pool = ProcessPoolExecutor(workers, get_context("fork"), _leave_with, (os.getpid(),))
-    try:
-        for number, arguments in tasks.items():
-            running[pool.submit(work, *arguments)] = number
-            if len(running) == AHEAD * workers:
+    with _signals_noted() as let_in:
+        pool = ProcessPoolExecutor(workers, get_context("fork"), _leave_with, (os.getpid(),))
+        try:
+            for number, arguments in tasks.items():
+                with _signals_held():  # the workers are forked in here
+                    running[pool.submit(work, *arguments)] = number
+                if len(running) == AHEAD * workers:
+                    yield from finished()
+            while running:
                 yield from finished()
-        while running:
-            yield from finished()
-    except BrokenProcessPool:
-        raise WorkersLost("a worker process was killed; run the same command again to go on") from None
+        except BrokenProcessPool:
+            raise WorkersLost("a worker process was killed; run the same command again to go on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)  # once, and to its end: a second call or none can leave workers behind
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let no signal in; what is forked in here never gets one: a worker that ends in the middle can hold a lock.
+
+    A terminal sends Ctrl-C to all of its processes, a batch system its warning: they are for the parent to take.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
     finally:
-        pool.shutdown(cancel_futures=True)  # once, and to its end: a second call or none can leave the workers behind
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[Callable[[], None]]:
+    """Yield a function that raises KeyboardInterrupt if a signal has come: what is not asked is not interrupted.
+
+    One that came between any two steps of a pool of processes could leave it locked for ever.
+    """
+    came: list[int] = []
+
+    def let_in() -> None:
+        if came:
+            raise KeyboardInterrupt(came[0])
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere none arrives
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in taken:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield let_in
+    finally:
+        for number, handler in taken.items():
+            signal.signal(number, handler)
+    let_in()
 
 
 def _leave_with(parent: int) -> None:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -46,12 +47,29 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def check_file(path: str | Path) -> None:
+    """Refuse a folder where a file is to be written, but for one that holds the shards of that very file."""
+    path = Path(path)
+    if path.is_dir() and not _holds_shards(path):
+        raise UpsDataError(f"{path} is a folder, and a file is to be written there; name a file, or move the folder")
+
+
+def _holds_shards(folder: Path) -> bool:
+    """Whether all that a folder x.h5 has is x_000.h5, x_001.h5, ..: a split that was larger once."""
+    shard = re.compile(rf"{re.escape(folder.stem)}_[0-9]+{re.escape(folder.suffix)}")
+    names = [path.name for path in folder.iterdir()]
+    return bool(names) and all(shard.fullmatch(name) for name in names)
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Put a finished file or directory in its place, flushed to the disk: readers see the old one or the new one.
 
     A directory cannot be renamed over another, so the old one is moved aside first; a kill between the
-    two renames leaves no directory, never a mixed one.
+    two renames leaves no directory, never a mixed one. Raises UpsDataError for a file that would replace a directory
+    of other things than its own shards.
     """
+    if not temporary.is_dir():
+        check_file(final)
     sync(temporary)
     final.parent.mkdir(parents=True, exist_ok=True)
     if final.is_dir() and not final.is_symlink():

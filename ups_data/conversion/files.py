@@ -30,7 +30,10 @@ def natural_key(name: str) -> list[tuple[int, float, str]]:
 
 def find_files(pattern: str, limit: int | None) -> list[Path]:
     """The files matching a glob in natural order, at most `limit`; none at all is an error."""
-    paths = sorted((p for p in _matches(pattern) if p.is_file()), key=lambda p: natural_key(str(p)))[:limit]
+    found = sorted(_matches(pattern), key=lambda p: natural_key(str(p)))
+    if lost := [path for path in found if path.is_symlink() and not path.exists()]:
+        raise UpsDataError(f"{lost[0]} is a link to nothing; fetch the file again (`dvc checkout`), or remove the link")
+    paths = [path for path in found if path.is_file()][:limit]
     if not paths:
         raise UpsDataError(
             f"no file matches {pattern}; make the sample with `dvc repro`, fetch the files, "

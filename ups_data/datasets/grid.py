@@ -24,12 +24,14 @@ class GridDataset(Dataset):
 
     def __init__(self, path: str | Path, window: int | None = None, space_stride: int = 1, time_stride: int = 1):
         self.reader = GridReader(path)
+        if min(space_stride, time_stride) < 1:
+            raise UpsDataError(f"{path}: got strides of {space_stride} and {time_stride}, expected 1 or more")
         self.space_stride, self.time_stride = space_stride, time_stride
         self.channels, self.parameter_names = self.reader.channels, self.reader.parameter_names
         self.frames = len(range(0, self.reader.shape[1], time_stride))
-        self.window = window or self.frames
-        if self.window > self.frames:
-            raise UpsDataError(f"{path}: got a window of {window} frames, expected at most {self.frames}")
+        self.window = self.frames if window is None else window
+        if not 1 <= self.window <= self.frames:
+            raise UpsDataError(f"{path}: got a window of {window} frames, expected 1 to {self.frames}")
         self.windows = self.frames - self.window + 1  # a trajectory
         every = slice(None, None, space_stride)
         self.coordinates = {

@@ -5,6 +5,8 @@ To add a source, write a reader with a tuple LAYOUTS beside `pdebench` and `the_
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -35,6 +37,8 @@ def open_raw(path: str | Path, source: str | None = None) -> Iterator[RawFile]:
     except FileNotFoundError:
         raise UpsDataError(f"{path} is missing; make it with `dvc repro` or fetch it") from None
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EISDIR):
+            raise UpsDataError(f"{path} cannot be read: {os.strerror(error.errno)}") from None
         reason = "truncated" if "truncated" in str(error) else "not an HDF5 file or damaged"
         raise UpsDataError(f"{path} is {reason} ({str(error).splitlines()[0]}); fetch it again") from None
     with file:
