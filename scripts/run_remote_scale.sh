@@ -90,6 +90,33 @@ except UpsDataError as error:
 PYTHON
 }
 
+# Sets `task` and `flags` for a published dataset.
+look_up() {
+  local override
+  task=$(task_of "$1")
+  flags=()
+  for override in "${overrides[@]}"; do
+    case $override in
+      datasets.* | simulate.*) flags+=(--set "$override") ;;
+      *) flags+=(--set "datasets.$task.$override") ;;
+    esac
+  done
+}
+
+check_knobs() {
+  "$python" - "$@" <<'PYTHON'
+import sys
+from ups_data.errors import UpsDataError
+from ups_data.params import dataset_params, load_params
+
+task, *flags = sys.argv[1:]
+try:
+    dataset_params(load_params(overrides=[flag for flag in flags if flag != "--set"]), task)
+except UpsDataError as error:
+    sys.exit(f"run_remote_scale: {error}")
+PYTHON
+}
+
 # What a stage leaves behind; its mark counts only while this is there.
 output_of() {
   local task=$1 stage=$2
@@ -121,19 +148,13 @@ drop_other_marks() {
 }
 
 run_dataset() {
-  local name=$1 task marks stage override
-  local -a flags=() hydrate=("$name" --cache "${CACHE:-artifacts/cache}")
-  task=$(task_of "$name")
+  local name=$1 task marks stage
+  local -a flags hydrate=("$name" --cache "${CACHE:-artifacts/cache}")
+  look_up "$name"
   [[ -z "${VERSION:-}" ]] || hydrate+=(--version "$VERSION")
   [[ -z "${REMOTE:-}" ]] || hydrate+=(--remote "$REMOTE")
   say "$name: hydrate"
   "$python" -m stages.hydrate "${hydrate[@]}"
-  for override in "${overrides[@]}"; do
-    case $override in
-      datasets.* | simulate.*) flags+=(--set "$override") ;;
-      *) flags+=(--set "datasets.$task.$override") ;;
-    esac
-  done
   marks=.state/run_remote_scale/$name-$(fingerprint "$name" "${flags[@]}")
   mkdir -p "$marks"
   for stage in "${STAGES[@]}"; do
@@ -149,8 +170,8 @@ run_dataset() {
 }
 
 main() {
-  local name override
-  local -a names=() more=()
+  local name override task
+  local -a names=() more=() flags
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   for override in "$@"; do
     case $override in
@@ -168,7 +189,8 @@ main() {
   find_python
   check_gpu
   for name in "${names[@]}"; do
-    task_of "$name" >/dev/null # a wrong name is found out before hours of work on the right ones
+    look_up "$name" # a wrong name or knob is found out before hours of work on the right ones
+    check_knobs "$task" "${flags[@]}"
   done
   for name in "${names[@]}"; do
     run_dataset "$name"

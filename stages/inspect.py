@@ -9,15 +9,17 @@ A sample of the numbers is read, with --full all of them; memory stays bounded. 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import run, stage_parser
+from stages.common import FLAGS, run, stage_parser
 from ups_data import console
 from ups_data.errors import UpsDataError
 from ups_data.inspection import inspect
 from ups_data.inspection.look import Look
+from ups_data.manifest import manifest_path
 
 EXAMPLE = "python -m stages.inspect data/pdebench/burgers1d_test.h5 --picture /tmp/burgers.png"
 
@@ -41,14 +43,31 @@ def _work(args: argparse.Namespace) -> str:
         from ups_data.inspection.draw import save_picture, sketch
 
         if sys.stdout.isatty() and not console.is_quiet():
-            print(f"\n{sketch(look.panels[0])}\n")
+            print(f"\n{sketch(look.panels[0], _columns())}\n")
         if args.picture:
             save_picture(args.picture, look.panels, f"{Path(args.file).name}\n{look.what}")
             drawn = f", drawn in {args.picture}"
     elif args.picture:
         console.say(f"there is no picture of this: {look.what.split(',')[0]}")
     counted = f"{len(look.problems)} problems" if len(look.problems) != 1 else "1 problem"
-    return f"{args.file}: {counted}{drawn}" + (f"; next: {look.following}" if look.following else "")
+    following = _following(args.file, look)
+    return f"{args.file}: {counted}{drawn}" + (f"; next: {following}" if following else "")
+
+
+def _columns() -> int:
+    """The width of a sketch: 64, or what a narrow terminal has room for beside the words `first` and `last`."""
+    return min(64, max(16, shutil.get_terminal_size().columns - len("first ")))
+
+
+def _following(file: str, look: Look) -> str:
+    """The command that goes on from here; an audit needs the manifest beside it, which --pattern does not make."""
+    command, _, task = look.following.rpartition(" ")
+    folder = Path(file).parent
+    if command != "python -m stages.audit":
+        return look.following
+    if not manifest_path(folder, task).is_file():
+        return ""
+    return look.following if folder == Path(FLAGS["data"][0]) else f"{look.following} --data {folder}"
 
 
 def describe(name: str, look: Look) -> str:

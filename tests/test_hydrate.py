@@ -155,6 +155,15 @@ def test_a_damaged_dvc_cache_is_mended_from_the_remote(project, clone):
     assert cached.read_bytes() == (project / "artifacts" / "waves_subset_v1.upk").read_bytes()
 
 
+@pytest.mark.parametrize("version", [None, "v2.0.0"])
+def test_a_remote_without_the_archive_is_a_sentence(clone, tmp_path, version):
+    (clone / ".dvc" / "config.local").write_text(f"['remote \"store\"']\n    url = {tmp_path / 'empty'}\n")
+    start = "DVC could not get" if version else "the DVC remote store has no archive"
+    with pytest.raises(UpsDataError, match=rf"{start} .*waves_subset_v1.upk.*; check the remote .* \(`make push`\)"):
+        hydrate("waves_subset_v1", version=version, remote="store")
+    assert data_of(clone / "data" / "pdebench", "") == {}
+
+
 def test_one_split_and_the_manifest_are_restored_alone(project, at_hand):
     hydrate("bars_subset_v1", ("test",), at_hand)
     wanted = data_of(project / "data" / "pdebench", "bars_test.zarr/", "bars_manifest.json")
@@ -195,7 +204,7 @@ def test_members_that_are_not_the_registrys_are_never_unpacked(at_hand, tmp_path
     path = tmp_path / registry.REGISTRY
     entry = registry.read_registry(path)["waves_subset_v1"]
     path.write_text(path.read_text().replace(entry.splits["val"].sha256, "f" * 64))
-    with pytest.raises(UpsDataError, match=r"waves_val.h5 has .* the registry says .*ffff; nothing was unpacked"):
+    with pytest.raises(UpsDataError, match=r"waves_val.h5 has .* the registry says .*ffff; nothing was restored"):
         hydrate("waves_subset_v1", (), at_hand)
     assert data_of(at_hand.root, "") == {}
 

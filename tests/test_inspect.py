@@ -270,6 +270,27 @@ def test_a_sparkline_climbs_with_its_values():
     assert sparkline(np.array([0.0, np.nan, 1.0])) == "▁?█"
 
 
+def test_an_audit_comes_next_only_where_there_is_a_manifest(tmp_path, capsys):
+    write_burgers(tmp_path, 20, (0.1,))
+    converted(tmp_path, "*.hdf5", tmp_path / "out")
+    path = tmp_path / "out" / "task_test.h5"
+    assert stage.main([str(path)]) == 0
+    assert f"; next: python -m stages.audit task --data {path.parent} (" in capsys.readouterr().out
+    (tmp_path / "out" / "task_manifest.json").unlink()  # as of `convert --pattern`
+    assert stage.main([str(path)]) == 0
+    assert "next:" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_sketch_is_no_wider_than_the_terminal(tmp_path, monkeypatch, capsys, columns):
+    burgers = write_burgers(tmp_path, 2, (0.1,), points=128) / NU
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert stage.main([str(burgers)]) == 0
+    first = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("first "))
+    assert len(first) == min(70, columns)
+
+
 def test_the_command_prints_draws_and_names_the_next_one(burgers, tmp_path, capsys):
     picture = tmp_path / "p.png"
     assert stage.main([str(burgers), "--picture", str(picture)]) == 0

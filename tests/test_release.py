@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from stages import package as package_stage
 from stages import release as release_stage
 from tests import dvc_project
 from tests.dvc_project import ARCHIVE, ARTIFACT, dvc, git, produce, stage
@@ -198,6 +199,34 @@ def test_check_tells_a_stale_lock_from_absent_data(project):
     done = stage(project, "release", "--check")
     assert done.returncode == 1
     assert "dvc.lock does not match for train@waves; run `dvc repro`" in done.stderr
+
+
+def test_a_folder_that_lacks_files_of_the_lock_counts_as_absent(project):
+    gallery = project / "data" / "gallery"
+    stage = "  show:\n    cmd: mkdir -p data/gallery; cp code.py params.yaml data/gallery\n    outs: [data/gallery]\n"
+    stage += "  page:\n    cmd: echo > page.txt\n    deps: [data/gallery, library]\n    outs: [page.txt]\n"
+    for name in ("a.py", "b.py"):
+        write_text(project / "library" / name, name)
+    pipeline = project / "dvc.yaml"
+    write_text(pipeline, pipeline.read_text().replace("artifacts:\n", stage + "artifacts:\n", 1))
+    assert dvc(project, "repro", "page").returncode == 0
+    assert stale_stages(project) == []
+    for name in ("code.py", "params.yaml"):
+        (gallery / name).unlink()
+        assert stale_stages(project) == []
+    (project / "library" / "b.py").unlink()  # code is never absent
+    assert stale_stages(project) == ["page"]
+    write_text(project / "library" / "b.py", "b.py")
+    for name in ("code.py", "params.yaml"):
+        write_text(gallery / name, "changed")
+    assert stale_stages(project) == ["page", "show"]
+
+
+def test_another_codec_than_the_knobs_never_becomes_the_registrys_entry(project, capsys):
+    knobs = ["--params", str(dvc_project.ROOT / "params.yaml")]
+    assert package_stage.main(["burgers1d", "--codec", "gzip", *knobs]) == 1
+    assert "--codec gzip is not the knob package.codec (pcodec)" in capsys.readouterr().err
+    assert git(project, "status", "--porcelain") == ""
 
 
 def test_every_dataset_of_the_pipeline_is_declared_as_an_artifact():

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.archive_cases import converted
 from ups_data import registry
@@ -42,7 +43,9 @@ def project(tmp_path) -> Path:
         (tmp_path / name).mkdir()
     shutil.copy(ROOT / "scripts" / "run_remote_scale.sh", tmp_path / "scripts")
     (tmp_path / "ups_data").symlink_to(ROOT / "ups_data")
-    (tmp_path / "params.yaml").write_text("{}")
+    knobs = yaml.safe_load((ROOT / "params.yaml").read_text())
+    knobs["datasets"] = {"waves": knobs["datasets"]["burgers1d"], "tides": knobs["datasets"]["advection1d"]}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(knobs))
     for name in ("__init__.py", "common.py", "hydrate.py"):
         shutil.copy(ROOT / "stages" / name, tmp_path / "stages")
     for stage, output in OUTPUTS.items():
@@ -95,9 +98,11 @@ def test_wrong_names_and_arguments_end_the_job_before_any_work(project):
         ([], "", "WANDB_DATASETS names no dataset"),
         (["steps"], "waves_subset_v1", "got 'steps', expected KEY=VALUE"),
         ([], "waves_subset_v1 sea_subset_v1", "no dataset 'sea_subset_v1'; it has tides_subset_v1, waves_subset_v1"),
+        (["train.stepz=3"], "waves_subset_v1", "--set datasets.waves.train.stepz: no such knob"),
+        (["datasets.tides.train.steps=many"], "waves_subset_v1 tides_subset_v1", "datasets.tides.train.steps"),
     ):
         done = run(project, *arguments, WANDB_DATASETS=names)
         assert done.returncode == 1
         assert message in done.stderr
     assert run(project, WANDB_DATASETS="waves_subset_v1", MIN_FREE_GB="999999").returncode == 1
-    assert not (project / "calls.txt").exists()
+    assert not (project / "calls.txt").exists() and not (project / "data").exists()

@@ -128,13 +128,11 @@ def _note(row: Holding) -> str:
 
 
 def summary(rows: Sequence[Holding]) -> str:
-    """The last line: how much there is, and what the marks mean."""
+    """How much there is in all, and what the mark of unknown sizes means."""
     bodies = {row.md5: row for row in rows}.values()
     size, unknown = sum(row.size or 0 for row in bodies), sum(row.size is None for row in bodies)
     plus = f" and {unknown} of unknown size (+)" if unknown else ""
-    return (
-        f"{len(rows)} files, {len(bodies)} different: {_bytes(size)}{plus}; fetch some: python -m stages.download NAME"
-    )
+    return f"{len(rows)} files, {len(bodies)} different: {_bytes(size)}{plus}"
 
 
 def _bytes(size: int | None) -> str:

@@ -88,7 +88,7 @@ def _agree(members: Sequence[archive.Member], items: Sequence[registry.Item], pa
         if (found := item_of(item.path, members)) != _plain(item):
             raise UpsDataError(
                 f"{packed}: {item.path} has {found.size} bytes and SHA-256 {found.sha256}, "
-                f"the registry says {item.size} and {item.sha256}; nothing was unpacked"
+                f"the registry says {item.size} and {item.sha256}; nothing was restored"
             )
 
 
@@ -225,6 +225,11 @@ def find_archive(
         else:
             _fetch(packed, repository, remote)
             fetched = cached
+        if not fetched.is_file():  # of an object that the remote lacks `dvc fetch` only warns
+            raise UpsDataError(
+                f"the DVC remote {remote or '(the default one)'} has no archive {packed.file}; "
+                "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
+            )
         if not _is_archive(fetched, packed):
             fetched.unlink(missing_ok=True)
             raise UpsDataError(
@@ -250,7 +255,7 @@ def _fetch(packed: registry.Archive, repository: Path, remote: str | None) -> No
     if fetched.returncode:
         raise UpsDataError(
             f"DVC could not fetch artifacts/{packed.file}: {last_line(fetched.stderr)}; "
-            "check the remote (`dvc remote list`) and that it was pushed"
+            "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
         )
 
 
@@ -260,5 +265,8 @@ def _get(packed: registry.Archive, tag: str, places: Places, remote: str | None)
         flags = ["--rev", tag, "--out", str(temporary), *(["--remote", remote] if remote else [])]
         got = dvc(["get", ".", f"artifacts/{packed.file}", *flags], places.repository)
         if got.returncode or not temporary.is_file():
-            raise UpsDataError(f"DVC could not get artifacts/{packed.file} at {tag}: {last_line(got.stderr)}")
+            raise UpsDataError(
+                f"DVC could not get artifacts/{packed.file} at {tag}: {last_line(got.stderr)}; "
+                "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
+            )
     return target

@@ -14,6 +14,7 @@ from ups_data.dvc_repository import dvc_repository
 from ups_data.errors import UpsDataError
 
 if TYPE_CHECKING:
+    from dvc.output import Output
     from dvc.repo import Repo
 
 VERSION = re.compile(r"v(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
@@ -47,7 +48,8 @@ def release(name: str, version: str, repository: Path = Path(), remote: str | No
 def stale_stages(repository: Path = Path()) -> list[str]:
     """The stages that `dvc repro` would run because code, knobs or data at hand differ from dvc.lock.
 
-    Data that is absent counts as what dvc.lock records, so that a clone without any data can be checked.
+    Data that is absent counts as what dvc.lock records, so that a clone without any data can be checked; so does a
+    folder that lacks files of it, such as a `dvc pull` leaves that found not all of them.
     """
     with dvc_repository(repository) as repo:
         return _stale(repo)
@@ -91,8 +93,19 @@ def _stale(repo: Repo) -> list[str]:
     from dvc.repo import lock_repo
 
     stages = repo.index.stages
+    made = [Path(out.fs_path) for stage in stages for out in stage.outs]
+    for path in [path for stage in stages for path in (*stage.deps, *stage.outs) if _lacks_files(path, made)]:
+        path.workspace_status = lambda path=path: {str(path): "deleted"}  # what DVC says of an absent one
     with lock_repo(repo):  # not `dvc repro --dry`: it ends at the first changed stage whose data is absent
         return sorted(stage.addressing for stage in stages if stage.changed(allow_missing=True, upstream=stages))
+
+
+def _lacks_files(path: Output, made: list[Path]) -> bool:
+    """Whether it is a folder of what stages make, not of code, with no files or fewer than dvc.lock records."""
+    folder = Path(path.fs_path)
+    if not folder.is_dir() or not any(output.is_relative_to(folder) for output in made):
+        return False
+    return sum(file.is_file() for file in folder.rglob("*")) < (path.meta.nfiles or 1)
 
 
 def _not_registered(path: str, repository: Path) -> Iterator[str]:
