@@ -19,6 +19,7 @@ from ups_data.mirror.fetch import fetch_archive
 from ups_data.packaging import item as item_of
 
 LOCK = ".hydrate.lock"
+ABSENT = "neither locally nor on remote"  # what `dvc fetch` warns of, and ends with 0; of a damaged object it does not
 Source = Literal["dvc", "wandb"]  # whom to ask for an archive
 
 
@@ -225,11 +226,6 @@ def find_archive(
         else:
             _fetch(packed, repository, remote)
             fetched = cached
-        if not fetched.is_file():  # of an object that the remote lacks `dvc fetch` only warns
-            raise UpsDataError(
-                f"the DVC remote {remote or '(the default one)'} has no archive {packed.file}; "
-                "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
-            )
         if not _is_archive(fetched, packed):
             fetched.unlink(missing_ok=True)
             raise UpsDataError(
@@ -255,6 +251,11 @@ def _fetch(packed: registry.Archive, repository: Path, remote: str | None) -> No
     if fetched.returncode:
         raise UpsDataError(
             f"DVC could not fetch artifacts/{packed.file}: {last_line(fetched.stderr)}; "
+            "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
+        )
+    if ABSENT in fetched.stderr:
+        raise UpsDataError(
+            f"the DVC remote {remote or '(the default one)'} has no archive {packed.file}; "
             "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
         )
 
