@@ -75,6 +75,7 @@ def _on_cores(work: Callable, tasks: Mapping[int, tuple], workers: int) -> Itera
             while running:
                 yield from finished()
         except BrokenProcessPool:
+            let_in()
             raise WorkersLost("a worker process was killed; run the same command again to go on") from None
         finally:
             pool.shutdown(cancel_futures=True)  # once, and to its end: a second call or none can leave workers behind
@@ -121,6 +122,9 @@ def _signals_noted() -> Iterator[Callable[[], None]]:
 
 def _leave_with(parent: int) -> None:
     """End this worker when its parent is gone: a pool's processes outlive a parent that was killed."""
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # a pool that lost a worker ends the others by it
 
     def watch() -> None:
         while os.getppid() == parent:
