@@ -1,5 +1,7 @@
 """What every test starts from."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -9,6 +11,11 @@ from ups_data import console
 # `pytest --hypothesis-profile=default`.
 settings.register_profile("repeated", derandomize=True, deadline=None)
 settings.load_profile("repeated")
+
+# A shell has its background jobs ignore Ctrl-C, nohup the hang-up, and what a test starts would inherit that.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

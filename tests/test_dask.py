@@ -118,6 +118,16 @@ def test_a_conversion_that_lost_a_worker_has_the_same_bytes(tmp_path, scheduler,
     assert digests(tmp_path / "out") == digests(tmp_path / "here")
 
 
+def test_an_address_without_a_port_is_one_sentence_to_the_very_end(tmp_path):
+    write_burgers(tmp_path / "raw")
+    command = [sys.executable, "-m", "stages.convert", "--pattern", str(tmp_path / "raw/*.hdf5")]
+    flags = ["--out", str(tmp_path / "x_train.h5"), "--scheduler", "tcp://localhost"]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "no Dask scheduler answers at tcp://localhost (missing port number" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_address_where_nobody_answers_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ups_data.execution.ANSWER", 1)
     write_burgers(tmp_path / "raw")

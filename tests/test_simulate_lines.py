@@ -1,13 +1,16 @@
 """Burgers and advection against exact solutions, and their files against PDEBench's layout."""
 
+import signal
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from stages import simulate
+from ups_data.execution import WorkersLost
 from ups_data.simulate import advection, burgers, initial_conditions, lines, sample_folder, workers
 
 TIMES = 0.01 * np.arange(201)
@@ -185,6 +188,30 @@ def test_any_number_of_workers_writes_the_same_bytes(tmp_path, monkeypatch):
             assert team.count == count
             lines.write_file(tmp_path / str(count), line, team, "cpu")
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()
+
+
+def test_a_worker_that_is_killed_is_a_sentence(monkeypatch):
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    with pytest.raises(WorkersLost, match="run the same command again"):
+        with workers.pool(2, "cpu") as team:
+            list(workers.in_order(team, signal.raise_signal, [signal.SIGKILL] * 2))
+
+
+@pytest.mark.parametrize(
+    ("folder", "readers"),
+    [("data/raw/1D/Burgers/Train", ["both", "burgers1d"]), ("data/raw/1D/New", ["both"]), ("mine", [])],
+)
+def test_the_last_line_names_the_datasets_that_read_the_files(project, capsys, folder, readers):
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    both = params["datasets"]["burgers1d"]
+    both = both | {"convert": both["convert"] | {"folder": "1D"}, "package": both["package"] | {"name": "both_v1"}}
+    params["datasets"]["both"] = both
+    Path("mine.yaml").write_text(yaml.safe_dump(params))
+    small = ["--samples=1", "--values=1", "--device=cpu", "--set=simulate.burgers1d.resolution=32"]
+    assert simulate.main(["burgers1d", *small, "--params", "mine.yaml", "--out", folder]) == 0
+    commands = [f"python -m stages.convert {task} --params mine.yaml" for task in readers]
+    following = f"; next: {' && '.join(commands)} (" if readers else "MB ("
+    assert following in capsys.readouterr().out
 
 
 def test_a_stopped_run_goes_on_and_ends_with_the_same_bytes(project, monkeypatch):

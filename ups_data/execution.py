@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from ups_data import console
 from ups_data.errors import UpsDataError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor, Future
+
     import torch
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"  # the variable that Dask's own commands know
@@ -22,6 +25,8 @@ ANSWER = 10  # seconds that a scheduler has to answer
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GLANCE = 0.2  # seconds after which a wait for workers looks whether a signal has come
 AHEAD = 2  # tasks given out for each core: one in work, one waiting for it
+Submit = Callable[..., "Future"]
+Finished = Callable[[Collection["Future"]], "set[Future]"]  # those that are done, at least one
 
 
 def cores() -> int:
@@ -51,41 +56,59 @@ class WorkersLost(UpsDataError):
 
 
 def _on_cores(work: Callable, tasks: Mapping[int, tuple], workers: int) -> Iterator[tuple[int, object]]:
-    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-    from concurrent.futures.process import BrokenProcessPool
+    from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
     running: dict[Future, int] = {}
+    with pool_of(ProcessPoolExecutor(workers, get_context("fork"), start_worker)) as (submit, finished):
 
-    def finished() -> Iterator[tuple[int, object]]:
+        def results() -> Iterator[tuple[int, object]]:
+            for future in finished(running):
+                yield running.pop(future), future.result()
+
+        for number, arguments in tasks.items():
+            running[submit(work, *arguments)] = number
+            if len(running) == AHEAD * workers:
+                yield from results()
+        while running:
+            yield from results()
+
+
+@contextmanager
+def pool_of(executor: Executor) -> Iterator[tuple[Submit, Finished]]:
+    """Yield how to give work to an executor and how to wait for some of it: at such a moment alone a signal is taken.
+
+    Its processes begin with `start_worker`. Raises WorkersLost when some were killed; leaves none behind.
+    """
+    from concurrent.futures import FIRST_COMPLETED, wait
+    from concurrent.futures.process import BrokenProcessPool
+
+    def submit(work: Callable, *arguments: object) -> Future:
+        with _signals_held():  # workers are started in here
+            return executor.submit(work, *arguments)
+
+    def finished(futures: Collection[Future]) -> set[Future]:
         let_in()
-        while not (done := wait(running, GLANCE, FIRST_COMPLETED).done):
+        while not (done := wait(futures, GLANCE, FIRST_COMPLETED).done):
             let_in()
-        for future in done:
-            yield running.pop(future), future.result()
+        return done
 
     with _signals_noted() as let_in:
-        pool = ProcessPoolExecutor(workers, get_context("fork"), _leave_with, (os.getpid(),))
         try:
-            for number, arguments in tasks.items():
-                with _signals_held():  # the workers are forked in here
-                    running[pool.submit(work, *arguments)] = number
-                if len(running) == AHEAD * workers:
-                    yield from finished()
-            while running:
-                yield from finished()
+            yield submit, finished
         except BrokenProcessPool:
             let_in()
             raise WorkersLost("a worker process was killed; run the same command again to go on") from None
         finally:
-            pool.shutdown(cancel_futures=True)  # once, and to its end: a second call or none can leave workers behind
+            executor.shutdown(cancel_futures=True)  # once, to its end: a second call or none can leave workers behind
 
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Let no signal in; what is forked in here never gets one: a worker that ends in the middle can hold a lock.
+    """Let no signal in; a process that is started in here holds them too, SIGTERM until `start_worker` lets it in.
 
-    A terminal sends Ctrl-C to all of its processes, a batch system its warning: they are for the parent to take.
+    A terminal sends Ctrl-C to all of its processes, a batch system its warning: they are for the parent to take, as a
+    worker that ends in the middle can hold a lock.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -120,25 +143,27 @@ def _signals_noted() -> Iterator[Callable[[], None]]:
     let_in()
 
 
-def _leave_with(parent: int) -> None:
-    """End this worker when its parent is gone: a pool's processes outlive a parent that was killed."""
-
+def start_worker() -> None:
+    """Have this worker take SIGTERM, by which a pool that lost one ends the others, and end when its parent is gone."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])  # a pool that lost a worker ends the others by it
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.2)
-        os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with_parent() -> None:
+    parent, above = multiprocessing.parent_process(), os.getppid()  # `above` may be a fork server, which ends with it
+    while os.getppid() == above and parent.is_alive():  # forked workers hold each other's pipes open
+        time.sleep(0.2)
+    os._exit(1)
 
 
 def _on_cluster(work: Callable, tasks: Mapping[int, tuple], address: str) -> Iterator[tuple[int, object]]:
     """Dask gives the tasks of a worker that is lost to the others; workers may come and go while this runs."""
     from dask.distributed import Client, KilledWorker, as_completed
+    from distributed.comm import resolve_address
 
     try:
+        resolve_address(address)  # first: a Client of a wrong one cannot be closed, and says so when Python ends
         client = Client(address, timeout=ANSWER, set_as_default=False)
     except (OSError, ValueError) as error:  # a timeout is an OSError
         reason = (str(error).splitlines() or ["no answer"])[0]

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
-from ups_data.execution import cores
+from ups_data.execution import Finished, Submit, cores, pool_of, start_worker
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 class Workers(NamedTuple):
-    """Something to submit work to, and how many pieces it does at once."""
+    """How to submit work and to wait for it (see `pool_of`), and how many pieces are done at once."""
 
-    executor: Executor
+    submit: Submit
+    finished: Finished
     count: int
 
 
@@ -40,30 +38,21 @@ def pool(tasks: int, device: str, preload: Sequence[str] = ()) -> Iterator[Worke
         # A fork server: forking this process, which may have threads, is not safe.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", *preload])
-        executor = ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker)
-    try:
-        yield Workers(executor, count)
-    finally:
-        executor.shutdown(cancel_futures=True)
+        executor = ProcessPoolExecutor(count, context, start_worker)
+    with pool_of(executor) as (submit, finished):
+        yield Workers(submit, finished, count)
 
 
 def in_order(workers: Workers, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
     """work(task) for each task, in order, computed ahead by one more than there are workers."""
     pending: deque[Future] = deque()
+
+    def first() -> Result:
+        return workers.finished([pending.popleft()]).pop().result()
+
     for task in tasks:
         if len(pending) > workers.count:
-            yield pending.popleft().result()
-        pending.append(workers.executor.submit(work, task))
+            yield first()
+        pending.append(workers.submit(work, task))
     while pending:
-        yield pending.popleft().result()
-
-
-def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent is gone, even if it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+        yield first()
