@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from stages.common import add_flags, run, stage_parser
+from stages.common import add_flags, repeated, run, stage_parser
 from ups_data import console
 from ups_data.errors import UpsDataError
 
@@ -51,7 +51,7 @@ def audit_tasks(args: argparse.Namespace) -> str:
     return (
         f"no initial condition stands in two splits of {', '.join(args.tasks)}; leaked is the share of the test "
         "samples whose initial condition stands in train, here and in naive splits of the same samples; "
-        f"next: python -m stages.autoencoder {args.tasks[0]}"
+        f"next: python -m stages.autoencoder {args.tasks[0]}{repeated(params=args.params, data=args.data)}"
     )
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import add_flags, run, stage_parser
+from stages.common import add_flags, repeated, run, stage_parser
 from ups_data.params import dataset_params, load_params
 
 
@@ -61,7 +61,8 @@ def train(args: argparse.Namespace) -> str:
                 state=state,
             )
     errors = ", ".join(f"{channel} {error:.2g}" for channel, error in round_trip(model, val, device).items())
-    return f"{args.task}: round-trip nRMSE on val: {errors}; next: python -m stages.latents {args.task}"
+    flags = repeated(params=args.params, data=args.data, models=args.models)
+    return f"{args.task}: round-trip nRMSE on val: {errors}; next: python -m stages.latents {args.task}{flags}"
 
 
 if __name__ == "__main__":

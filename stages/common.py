@@ -6,12 +6,14 @@ import argparse
 import errno
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from pathlib import Path
 from types import FrameType
 
 from ups_data import console
@@ -27,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # as torch says it
 # Flags that several stages have: default, metavar, help.
 FLAGS = {
+    "params": ("params.yaml", "FILE", "the knobs (params.yaml)"),
     "data": ("data/pdebench", "DIR", "folder of the converted splits"),
     "cache-dir": ("data/latent_cache", "DIR", "folder of the latent caches"),
     "models": ("models", "DIR", "folder of the checkpoints, one a task inside"),
@@ -46,7 +49,7 @@ def stage_parser(doc: str, example: str) -> argparse.ArgumentParser:
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--params", default="params.yaml", metavar="FILE", help="the knobs (params.yaml)")
+    add_flags(parser, "params")
     parser.add_argument(
         "--set",
         action="append",
@@ -69,6 +72,13 @@ def add_flags(parser: argparse.ArgumentParser, *names: str, **texts: str) -> Non
         default, metavar, text = FLAGS[name]
         text = texts.get(name.replace("-", "_"), text)
         parser.add_argument(f"--{name}", default=default, metavar=metavar, help=text)
+
+
+def repeated(**given: str) -> str:
+    """The flags of FLAGS that the next command needs too: those that say something else than the default."""
+    flags = {name.replace("_", "-"): value for name, value in given.items()}
+    changed = {name: value for name, value in flags.items() if Path(value) != Path(FLAGS[name][0])}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in changed.items())
 
 
 def count(text: str) -> int:

@@ -16,11 +16,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import count, run, stage_parser
+from stages.common import FLAGS, count, repeated, run, stage_parser
 from ups_data.errors import UpsDataError
 from ups_data.params import SPLITS, dataset_params, load_params
-
-OUT = "data/pdebench"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("task", nargs="?", help="a dataset of params.yaml; leave it out to convert --pattern as it is")
     parser.add_argument("--root", metavar="DIR", help="folder of the raw files (knob convert.root)")
     parser.add_argument("--pattern", metavar="GLOB", help="which files of the folder (knob convert.pattern)")
-    parser.add_argument("--out", default=OUT, metavar="PATH", help="folder, or file <name>_<split>.h5")
+    parser.add_argument("--out", default=FLAGS["data"][0], metavar="PATH", help="folder, or file <name>_<split>.h5")
     parser.add_argument("--limit", type=count, metavar="N", help="take at most N files")
     parser.add_argument("--samples", type=count, metavar="N", help="take at most N samples of each file")
     parser.add_argument("--workers", type=count, metavar="N", help="processes (all cores); the bytes do not change")
@@ -65,8 +63,8 @@ def _task(args: argparse.Namespace) -> str:
             args.task, knobs.kind, source, knobs.splits, args.out, workers=args.workers, scheduler=args.scheduler
         )
     counts = ", ".join(f"{split} {facts['samples']}" for split, facts in manifest["splits"].items())
-    data = "" if Path(args.out) == Path(OUT) else f" --data {shlex.quote(str(args.out))}"
-    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}{data}"
+    flags = repeated(params=args.params, data=args.out)
+    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}{flags}"
 
 
 def _pattern(args: argparse.Namespace) -> str:
@@ -85,10 +83,8 @@ def _pattern(args: argparse.Namespace) -> str:
     from ups_data.conversion.grid import convert_file
 
     pattern = str(Path(args.root) / args.pattern) if args.root else args.pattern
-    files.check_file(target)
     paths = find_files(pattern, args.limit)
-    if target.resolve() in {path.resolve() for path in paths}:
-        raise UpsDataError(f"{target} is one of the files that are read; write to another one")
+    files.check_file(target, paths)
     manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers, scheduler=args.scheduler)
     made = f"{manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"
     return f"{target}: {made}; next: python -m stages.inspect {shlex.quote(str(target))}"

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import add_flags, run, stage_parser
+from stages.common import add_flags, repeated, run, stage_parser
 from ups_data.params import dataset_params, load_params
 
 
@@ -55,7 +55,7 @@ def evaluate(args: argparse.Namespace) -> str:
         f"{args.task}: nRMSE {metrics['nrmse']:.3g} over {metrics['samples']} test trajectories "
         f"({reference} {metrics[f'nrmse_{reference}']:.3g}, baseline {metrics['nrmse_baseline']:.3g}, "
         f"round trip {metrics['nrmse_roundtrip']:.3g}); see {args.reports}/{args.task}; "
-        "next: python -m stages.leaderboard"
+        f"next: python -m stages.leaderboard{repeated(params=args.params, reports=args.reports)}"
     )
 
 

@@ -38,7 +38,9 @@ def _work(args: argparse.Namespace) -> str:
     # DVC goes on from whole datasets that stand where its pipeline keeps them.
     follows = not args.split and Path(args.root) == Places.root and Path("dvc.lock").is_file()
     pipeline = "dvc repro --allow-missing after a change of params.yaml, or " if follows else ""
-    return f"hydrated {', '.join(args.names)}; next: {pipeline}in Python: ups_data.open_dataset({args.names[0]!r})"
+    root = "" if Path(args.root) == Places.root else f", root={args.root!r}"
+    opened = f"ups_data.open_dataset({args.names[0]!r}{root})"
+    return f"hydrated {', '.join(args.names)}; next: {pipeline}in Python: {opened}"
 
 
 if __name__ == "__main__":

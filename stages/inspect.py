@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import FLAGS, run, stage_parser
+from stages.common import repeated, run, stage_parser
 from ups_data import console
 from ups_data.errors import UpsDataError
 from ups_data.inspection import inspect
@@ -62,12 +62,10 @@ def _columns() -> int:
 def _following(file: str, look: Look) -> str:
     """The command that goes on from here; an audit needs the manifest beside it, which --pattern does not make."""
     command, _, task = look.following.rpartition(" ")
-    folder = Path(file).parent
     if command != "python -m stages.audit":
         return look.following
-    if not manifest_path(folder, task).is_file():
-        return ""
-    return look.following if folder == Path(FLAGS["data"][0]) else f"{look.following} --data {folder}"
+    folder = Path(file).parent
+    return look.following + repeated(data=str(folder)) if manifest_path(folder, task).is_file() else ""
 
 
 def describe(name: str, look: Look) -> str:

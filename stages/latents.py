@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import add_flags, count, run, stage_parser
+from stages.common import add_flags, count, repeated, run, stage_parser
 from ups_data.console import say
 from ups_data.params import SPLITS, Dataset, dataset_params, load_params
 
@@ -54,7 +54,8 @@ def encode(args: argparse.Namespace) -> str:
     with ranks.joined(pick_device(args.device)) as device:
         for task, knobs in chosen.items():
             _encode_task(args, task, knobs, device)
-    return f"{', '.join(chosen)}: latents in {args.cache_dir}; next: python -m stages.train {args.tasks[0]}"
+    flags = repeated(params=args.params, cache_dir=args.cache_dir, models=args.models)
+    return f"{', '.join(chosen)}: latents in {args.cache_dir}; next: python -m stages.train {args.tasks[0]}{flags}"
 
 
 def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: torch.device) -> None:

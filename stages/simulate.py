@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from stages.common import add_flags, run, stage_parser
+from stages.common import add_flags, repeated, run, stage_parser
 from ups_data import console
-from ups_data.params import Solver, load_params, simulate_params
+from ups_data.params import Params, Solver, load_params, simulate_params
 
 EXAMPLE = "python -m stages.simulate burgers1d --samples 16 --values 0.001 0.1 --out /tmp/burgers"
 
@@ -40,12 +40,21 @@ def _work(args: argparse.Namespace) -> str:
         # YAML reads 1.0e-05 as a number but 1e-05 as text.
         values = ", ".join(f"{value:.17e}" for value in args.values)
         overrides.append(f"simulate.{args.task}.values=[{values}]")
-    knobs = simulate_params(load_params(args.params, overrides), args.task)
+    params = load_params(args.params, overrides)
+    knobs = simulate_params(params, args.task)
     folder = Path(args.out or knobs.folder)
     paths = _simulate(knobs, folder, args.device)
     size = sum(path.stat().st_size for path in paths)
     console.detail("\n".join(str(path) for path in paths))
-    return f"{folder}: {len(paths)} files, {size / 1e6:.1f} MB; next: python -m stages.convert {args.task}"
+    flags = repeated(params=args.params)
+    following = " && ".join(f"python -m stages.convert {task}{flags}" for task in _readers(params, folder))
+    return f"{folder}: {len(paths)} files, {size / 1e6:.1f} MB" + (f"; next: {following}" if following else "")
+
+
+def _readers(params: Params, folder: Path) -> list[str]:
+    """The datasets whose raw files are looked for in the folder, or above it."""
+    above = {task: Path(dataset.convert.root, dataset.convert.folder) for task, dataset in params.datasets.items()}
+    return [task for task, top in above.items() if folder.resolve().is_relative_to(top.resolve())]
 
 
 def _simulate(knobs: Solver, folder: Path, device: str) -> list[Path]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.common import add_flags, run, stage_parser
+from stages.common import add_flags, repeated, run, stage_parser
 from ups_data.params import dataset_params, load_params
 
 
@@ -66,7 +66,9 @@ def train(args: argparse.Namespace) -> str:
                 state=state,
             )
     best = min(row[2] for row in curve)
-    return f"{args.task}: operator with a validation error of {best:.3g}; next: python -m stages.baseline {args.task}"
+    flags = repeated(params=args.params, models=args.models, reports=args.reports)
+    following = f"python -m stages.baseline {args.task}{flags}"
+    return f"{args.task}: operator with a validation error of {best:.3g}; next: {following}"
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def test_a_fresh_clone_hydrates_the_very_bytes_and_dvc_finds_them_clean(project,
     with Repo(str(clone)) as repo:
         assert repo.status(targets=["convert"]) == {}
     again = stage(clone, "waves_subset_v1", "bars_subset_v1")
-    assert again.stdout.count("already in data/pdebench") == 2
+    assert again.stdout.count("already in data/pdebench") == 2 and "open_dataset('waves_subset_v1') (" in again.stdout
     assert "fetching" not in again.stdout
 
 
@@ -188,6 +188,7 @@ def test_two_processes_at_once_both_succeed(project, at_hand, tmp_path):
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum(b"already in" in output for output in outputs) == 1
+    assert all(b"open_dataset('waves_subset_v1', root='root')" in output for output in outputs)
     assert data_of(tmp_path / "root", "") == data_of(project / "data" / "pdebench", "waves_")
 
 

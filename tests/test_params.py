@@ -109,6 +109,11 @@ def test_two_datasets_with_one_package_name_are_refused(tmp_path):
     assert "datasets: advection1d and burgers1d have the same package.name, burgers1d_subset_v1" in said
 
 
+def test_two_solvers_that_would_remove_each_others_files_are_refused(tmp_path):
+    said = refusal(broken(tmp_path, "simulate.advection1d.folder", "./data/raw//1D/Burgers/Test/../Train/"))
+    assert "simulate: advection1d and burgers1d have the same folder, data/raw/1D/Burgers/Train" in said
+
+
 # --- the file as text ------------------------------------------------------------------------------------
 
 

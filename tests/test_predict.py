@@ -210,6 +210,15 @@ def test_a_file_that_does_not_fit_is_a_sentence_and_leaves_the_old_rollout(root,
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
 
 
+def test_the_file_that_is_read_is_not_written_over(root, tmp_path, capsys):
+    file = tmp_path / grid_file(root).name
+    file.write_bytes(grid_file(root).read_bytes())
+    assert roll_out(root, "grid", file, tmp_path / "." / ".." / tmp_path.name / file.name, "--given", "2") == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "is one of the files that are read; write to another one" in said
+    assert file.read_bytes() == grid_file(root).read_bytes()
+
+
 def test_models_that_do_not_belong_together_are_refused(root, tmp_path, capsys):
     folder = tmp_path / "models" / TASKS["grid"]
     _, operator = models(root, "grid")

@@ -1,5 +1,7 @@
 """Readers of raw grid files in one array or a dataset a field: value by value, and what no reader takes."""
 
+import re
+
 import h5py
 import numpy as np
 import pytest
@@ -141,6 +143,18 @@ def test_a_file_of_no_known_layout_is_refused(tmp_path):
         file["temperature"] = np.zeros(3)
     with pytest.raises(UpsDataError, match=r"x\.h5: no known layout: got the keys temperature, expected those of"):
         with open_raw(tmp_path / "x.h5"):
+            pass
+
+
+@pytest.mark.parametrize("times", [1.0, np.ones((7, 1)), np.ones(3)])
+def test_an_axis_that_is_not_a_row_of_points_is_named_with_its_shape(tmp_path, times):
+    path = write_one_array(tmp_path / "1D_Burgers_Sols_Nu0.1.hdf5", line_values(2))
+    with h5py.File(path, "r+") as file:
+        del file["t-coordinate"]
+        file["t-coordinate"] = times
+    said = re.escape(f"t-coordinate: got the shape {np.shape(times)}, expected 6 points")
+    with pytest.raises(UpsDataError, match=said):
+        with open_raw(path):
             pass
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from scripts.docs_reference import parser_of
 from stages import __main__ as listing
-from stages.common import run, stage_parser
+from stages.common import repeated, run, stage_parser
 from ups_data import console
 from ups_data.errors import UpsDataError
 
@@ -117,6 +117,11 @@ def test_quiet_is_quiet_and_verbose_tells_the_rate(monkeypatch, capsys):
         if level == console.QUIET:
             assert terminal.getvalue() == "" and capsys.readouterr().out == ""
     assert re.fullmatch(r"pack: 10 file in 0.0 s, \S+ file/s\n", capsys.readouterr().out)
+
+
+def test_the_next_command_repeats_the_folders_that_are_not_the_usual_ones():
+    assert repeated(params="params.yaml", cache_dir="data/latent_cache/", models="./models") == ""
+    assert repeated(cache_dir="my cache", models="m", data="d") == " --cache-dir 'my cache' --models m --data d"
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,13 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def check_file(path: str | Path) -> None:
-    """Refuse a folder where a file is to be written, but for one that holds the shards of that very file."""
+def check_file(path: str | Path, read: Sequence[Path] = ()) -> None:
+    """Refuse a folder where a file is to be written, but for one that holds its own shards, and a file of `read`."""
     path = Path(path)
     if path.is_dir() and not _holds_shards(path):
         raise UpsDataError(f"{path} is a folder, and a file is to be written there; name a file, or move the folder")
+    if path.resolve() in {source.resolve() for source in read}:
+        raise UpsDataError(f"{path} is one of the files that are read; write to another one")
 
 
 def _holds_shards(folder: Path) -> bool:

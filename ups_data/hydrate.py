@@ -20,6 +20,7 @@ from ups_data.packaging import item as item_of
 
 LOCK = ".hydrate.lock"
 ABSENT = "neither locally nor on remote"  # what `dvc fetch` warns of, and ends with 0; of a damaged object it does not
+CHECK_REMOTE = "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
 Source = Literal["dvc", "wandb"]  # whom to ask for an archive
 
 
@@ -249,15 +250,10 @@ def _fetch(packed: registry.Archive, repository: Path, remote: str | None) -> No
     """Have DVC bring the object of this commit's dvc.lock into its cache; the workspace stays as it is."""
     fetched = dvc(["fetch", f"artifacts/{packed.file}", *(["--remote", remote] if remote else [])], repository)
     if fetched.returncode:
-        raise UpsDataError(
-            f"DVC could not fetch artifacts/{packed.file}: {last_line(fetched.stderr)}; "
-            "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
-        )
+        raise UpsDataError(f"DVC could not fetch artifacts/{packed.file}: {last_line(fetched.stderr)}; {CHECK_REMOTE}")
     if ABSENT in fetched.stderr:
-        raise UpsDataError(
-            f"the DVC remote {remote or '(the default one)'} has no archive {packed.file}; "
-            "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
-        )
+        remote = remote or "(the default one)"
+        raise UpsDataError(f"the DVC remote {remote} has no archive {packed.file}; {CHECK_REMOTE}")
 
 
 def _get(packed: registry.Archive, tag: str, places: Places, remote: str | None) -> Path:
@@ -267,7 +263,6 @@ def _get(packed: registry.Archive, tag: str, places: Places, remote: str | None)
         got = dvc(["get", ".", f"artifacts/{packed.file}", *flags], places.repository)
         if got.returncode or not temporary.is_file():
             raise UpsDataError(
-                f"DVC could not get artifacts/{packed.file} at {tag}: {last_line(got.stderr)}; "
-                "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
+                f"DVC could not get artifacts/{packed.file} at {tag}: {last_line(got.stderr)}; {CHECK_REMOTE}"
             )
     return target

@@ -7,8 +7,9 @@ defaults: a knob that shapes an output stands in params.yaml, so that DVC sees i
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -342,15 +343,24 @@ class Params(Knobs):
                 raise ValueError(f"got the name {name!r}, expected text of letters, digits, _ and -: it names files")
         return section
 
+    @field_validator("simulate")
+    @classmethod
+    def _write_apart(cls, simulate: dict[str, Solver]) -> dict[str, Solver]:
+        _differ("folder", {task: os.path.normpath(solver.folder) for task, solver in simulate.items()})
+        return simulate
+
     @field_validator("datasets")
     @classmethod
     def _stand_apart(cls, datasets: dict[str, Dataset]) -> dict[str, Dataset]:
-        owners: dict[str, str] = {}
-        for task, dataset in datasets.items():
-            name = dataset.package.name
-            if (owner := owners.setdefault(name, task)) != task:
-                raise ValueError(f"{owner} and {task} have the same package.name, {name}; give one of them another")
+        _differ("package.name", {task: dataset.package.name for task, dataset in datasets.items()})
         return datasets
+
+
+def _differ(knob: str, values: Mapping[str, str]) -> None:
+    owners: dict[str, str] = {}
+    for task, value in values.items():
+        if (owner := owners.setdefault(value, task)) != task:
+            raise ValueError(f"{owner} and {task} have the same {knob}, {value}; give one of them another")
 
 
 # --- reading -------------------------------------------------------------------------------------

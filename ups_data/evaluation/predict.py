@@ -61,9 +61,7 @@ def predict(source: Path, out: Path, request: Request) -> dict[str, float | int 
     from ups_data.evaluation.predict_grid import grid_rollout
     from ups_data.evaluation.predict_points import mesh_rollout, particle_rollout
 
-    files.check_file(out)
-    if out.resolve() == source.resolve():
-        raise UpsDataError(f"{out} is the file that is read; write the rollout to another one")
+    files.check_file(out, [source])
     kind = request.autoencoder.config["kind"]
     opener = {"grid": grid_rollout, "mesh": mesh_rollout, "particles": particle_rollout}[kind]
     with torch.inference_mode(), opener(source, request) as rollout:

@@ -136,10 +136,9 @@ def check_shape(path: Path, data: h5py.Dataset, expected: tuple[int, ...]) -> No
 def first_points(path: Path, group: h5py.Group, name: str, wanted: int, most: int | None = None) -> np.ndarray:
     """The first `wanted` of at most `most` coordinates of an axis, float64."""
     data = open_dataset(path, group, name)
-    values = read_rows(data, 0, data.shape[0]).astype(np.float64) if data.rank else np.empty((0, 0))
-    if values.ndim != 1 or not wanted <= len(values) <= (most or wanted):
-        raise UpsDataError(f"{path}: {name}: got the shape {values.shape}, expected {wanted} points; fetch it again")
-    return values[:wanted]
+    if data.rank != 1 or not wanted <= data.shape[0] <= (most or wanted):
+        raise UpsDataError(f"{path}: {name}: got the shape {data.shape}, expected {wanted} points; fetch it again")
+    return read_rows(data, 0, data.shape[0])[:wanted].astype(np.float64)
 
 
 def is_float64(*fields: h5py.Dataset) -> bool:

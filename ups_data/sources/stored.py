@@ -77,7 +77,8 @@ def _chunks_of(
     box, unfiltered = made.get_chunk(), (1 << made.get_nfilters()) - 1  # a bit for every filter that did nothing
     found: list[h5py.h5d.StoreInfo] = []
     data.chunk_iter(found.append)
-    plain = [chunk for chunk in found if chunk.filter_mask == unfiltered and chunk.size == 4 * prod(box)]
+    size = 4 * prod(box)
+    plain = [chunk for chunk in found if chunk.filter_mask == unfiltered and chunk.size == size]
     if not plain:
         return None
     places = np.array([chunk.chunk_offset for chunk in plain], dtype=np.uint64)
