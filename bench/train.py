@@ -24,7 +24,7 @@ from ups_data.models.autoencoder import load_autoencoder
 from ups_data.models.operator import LatentOperator, build_operator
 from ups_data.params import Train, dataset_params, load_params
 from ups_data.stores.latents import open_cache
-from ups_data.training.operator import Problem, operator_config, training_batch
+from ups_data.training.operator import Problem, operator_config, trained_apart, training_batch
 from ups_data.training.steps import Batch, compile_parts, make_optimiser, plain_step, set_rate, stepper
 
 WAYS = ("plain", "recorded", "compiled")
@@ -62,7 +62,7 @@ def measure(problem: Problem, knobs: Train, way: str, device: torch.device) -> l
     model = build_operator(operator_config(problem, knobs)).to(device)
     if way == "compiled":
         compile_parts([*model.blocks, problem.autoencoder.decoders[problem.role]], device)
-    optimiser = make_optimiser(model, device, model.matrices() if knobs.optimiser == "muon" else ())
+    optimiser = make_optimiser(model, device, trained_apart(model, knobs))
     set_rate(optimiser, 1e-4)
 
     def loss(batch: Batch) -> torch.Tensor:

@@ -27,7 +27,7 @@ from ups_data.training.operator import train_operator, unrolling
 CPU = torch.device("cpu")
 KNOBS = {
     "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1],
-    "optimiser": "muon", "augment": [],
+    "optimiser": "muon", "weight_decay": 0.0, "augment": [],
     "steps": 60, "batch": 8, "learning_rate": 1e-2, "seed": 0,
 }  # fmt: skip
 

@@ -8,6 +8,7 @@ from ups_data.errors import UpsDataError
 from ups_data.models.checkpoint import load_model, save_model, weights_id
 from ups_data.params import Optimiser
 from ups_data.training import loop, muon
+from ups_data.training.steps import Matrices, make_optimiser, set_rate
 
 KNOBS = Optimiser(steps=40, batch=8, learning_rate=1e-2, seed=3)
 
@@ -140,6 +141,19 @@ def test_muon_trains_its_matrices_and_adamw_the_rest(tmp_path):
         state=tmp_path,
         key="k",
         label="matrix",
-        matrices=[model.weight],
+        matrices=Matrices([model.weight], muon=True),
     )
     assert curve[-1][2] < 0.1
+
+
+@pytest.mark.parametrize("of_muon", [True, False])
+def test_weight_decay_takes_away_from_the_matrices_alone(of_muon):
+    model = nn.Linear(4, 4)
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimiser = make_optimiser(model, torch.device("cpu"), Matrices([model.weight], of_muon, weight_decay=0.5))
+    set_rate(optimiser, 0.1)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimiser.step()
+    assert torch.allclose(model.weight, before["weight"] * (1 - 0.1 * 0.5), atol=1e-6)
+    assert torch.allclose(model.bias, before["bias"], atol=1e-5)

@@ -21,6 +21,7 @@ from ups_data.errors import UpsDataError
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OneOrMore = Annotated[
     list[Positive], Field(min_length=1), BeforeValidator(lambda value: [value] if isinstance(value, int) else value)
@@ -225,6 +226,9 @@ class Train(Optimiser):
     )
     optimiser: Literal["adamw", "muon"] = Field(
         description="Of the matrices in the blocks: AdamW, or Muon, which makes the singular values of an update equal"
+    )
+    weight_decay: NotNegative = Field(
+        description="Of the same matrices: a step takes this times the learning rate of them away"
     )
     augment: list[Literal["shift", "reflection"]] = Field(
         description="Symmetries that make new trajectories: shift, along periodic axes; reflection, u(x) -> -u(-x)"

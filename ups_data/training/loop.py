@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from ups_data.errors import UpsDataError
 from ups_data.params import Optimiser
 from ups_data.training import ranks
 from ups_data.training.muon import Both
-from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper, uncompiled
+from ups_data.training.steps import ALL_ALIKE, Batch, Matrices, make_optimiser, set_rate, stepper, uncompiled
 
 WARM_UP = 0.05  # share of the steps over which the learning rate rises
 SAVE_EVERY = 30.0  # seconds between saved states; the curve does not depend on it
@@ -54,7 +54,7 @@ def fit(
     label: str,
     checks: int = 20,
     whole: Collection[str] = (),
-    matrices: Sequence[Tensor] = (),
+    matrices: Matrices = ALL_ALIKE,
 ) -> list[tuple[int, float, float, float]]:
     """Train `model` in place and leave its best weights in it.
 
@@ -65,8 +65,8 @@ def fit(
     CURVE. Raises UpsDataError when the loss is not finite.
 
     Under torchrun every rank draws the same batch and trains on its share of it; `whole` names the tensors of a batch
-    that all ranks need, because their rows are no samples. Rank 0 saves the state. `matrices`: weights that Muon
-    trains, the others are AdamW's.
+    that all ranks need, because their rows are no samples. Rank 0 saves the state. `matrices`: weights trained
+    in a way of their own.
     """
     device = next(model.parameters()).device
     optimiser = make_optimiser(model, device, matrices)

@@ -26,7 +26,7 @@ from ups_data.training.augment import check_augment, draw_moves, move
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import relative_error
 from ups_data.training.sampling import draw, evenly
-from ups_data.training.steps import Batch, compile_parts
+from ups_data.training.steps import Batch, Matrices, compile_parts
 
 HELD = 2 << 30  # bytes of latents kept in memory; of a larger cache windows are read. A GPU keeps half of what is free
 JUDGED = {"cpu": 16, "cuda": 256}  # validation trajectories rolled out at each check
@@ -113,6 +113,11 @@ class Problem:
         tokens, resolution = self.cache.token_grid, fields.shape[2:-1]
         still = from_patches(static.transpose(1, 2).unflatten(2, tokens), resolution)
         return given, static_patches(move(still[:, None], batch["shifts"], batch["signs"])[:, 0], tokens)
+
+
+def trained_apart(model: LatentOperator, knobs: Train) -> Matrices:
+    """The matrices of the blocks, and how the knobs have them trained."""
+    return Matrices(model.matrices(), knobs.optimiser == "muon", knobs.weight_decay)
 
 
 def decode_frames(autoencoder: Autoencoder, latents: Tensor, geometry: dict[str, Tensor] | None, role: str) -> Tensor:
@@ -230,6 +235,6 @@ def train_operator(
         label=label,
         checks=CHECKS,
         whole=("looked_at",),
-        matrices=model.matrices() if knobs.optimiser == "muon" else (),
+        matrices=trained_apart(model, knobs),
     )
     return model, curve

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +19,37 @@ from ups_data.training.muon import Both, Muon
 
 Batch = dict[str, Tensor]
 CLIP = 1.0  # gradient norm: keeps an unrolled loss from throwing the weights away
-WEIGHT_DECAY = 1e-5
+WEIGHT_DECAY = 1e-5  # a step takes this times the learning rate of every weight away
 WARM_UP = 3  # steps before a recording: libraries choose their algorithms and compilers compile in them
 
 
+class Matrices(NamedTuple):
+    """Those weights of a model that are trained in a way of their own."""
+
+    weights: Sequence[Tensor] = ()
+    muon: bool = False  # or AdamW, as the others
+    weight_decay: float = WEIGHT_DECAY
+
+
+ALL_ALIKE = Matrices()
+
+
 def make_optimiser(
-    model: nn.Module, device: torch.device, matrices: Sequence[Tensor] = ()
+    model: nn.Module, device: torch.device, matrices: Matrices = ALL_ALIKE
 ) -> torch.optim.Optimizer | Both:
-    """AdamW, and Muon for those of the weights that are among `matrices`.
+    """AdamW, and what `matrices` says for the weights in it.
 
     On a GPU the learning rate is a tensor there, which a recorded step reads, and AdamW one kernel.
     """
     rate = torch.zeros((), device=device) if device.type == "cuda" else 0.0
-    inner = {id(matrix) for matrix in matrices}
+    inner = {id(matrix) for matrix in matrices.weights}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in inner]
     real = all(parameter.is_floating_point() for parameter in rest)  # complex ones cannot be fused
     options = {"fused": real, "capturable": True} if device.type == "cuda" else {}
-    adamw = torch.optim.AdamW(rest, lr=rate, weight_decay=WEIGHT_DECAY, **options)
-    return Both(adamw, Muon(matrices, rate, WEIGHT_DECAY)) if matrices else adamw
+    own = {"params": list(matrices.weights), "weight_decay": matrices.weight_decay}
+    groups = [{"params": rest}] + ([own] if own["params"] and not matrices.muon else [])
+    adamw = torch.optim.AdamW(groups, lr=rate, weight_decay=WEIGHT_DECAY, **options)
+    return Both(adamw, Muon(own["params"], rate, matrices.weight_decay)) if matrices.muon else adamw
 
 
 def set_rate(optimiser: torch.optim.Optimizer | Both, rate: float) -> None:
