@@ -173,7 +173,7 @@ def test_training_beats_persistence_by_far_on_waves_of_many_speeds(caches, tmp_p
 
 
 def test_a_killed_training_goes_on_to_the_same_curve_and_weights(caches, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)  # save at every check
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)  # save at every step
     whole, curve = fit(caches, tmp_path / "whole", steps=20)
     draw_at = loop.step_generator
 
@@ -190,7 +190,7 @@ def test_a_killed_training_goes_on_to_the_same_curve_and_weights(caches, tmp_pat
         "ups_data.training.operator.step_generator", lambda seed, step: steps.append(step) or draw_at(seed, step)
     )
     resumed, again = fit(caches, tmp_path / "killed", steps=20)
-    assert steps[0] == 14  # after the last check before the kill, not from the start
+    assert steps[0] == 15  # where it was killed, between two checks
     assert again == curve
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name

@@ -37,7 +37,7 @@ def regression(state, key="k", knobs=KNOBS, die_at=None, factor=1.0):
 
 
 @pytest.fixture(autouse=True)
-def save_at_every_check(monkeypatch):
+def save_at_every_step(monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
 
 

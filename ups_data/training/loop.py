@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from ups_data.training.muon import Both
 from ups_data.training.steps import ALL_ALIKE, Batch, Matrices, make_optimiser, set_rate, stepper, uncompiled
 
 WARM_UP = 0.05  # share of the steps over which the learning rate rises
-SAVE_EVERY = 30.0  # seconds between saved states; the curve does not depend on it
+SAVE_EVERY = 30.0  # seconds of work that a kill costs at most; the curve does not depend on it
 CURVE = ("step", "train_loss", "val_loss", "learning_rate")
 
 
@@ -40,6 +41,16 @@ def learning_rate(step: int, knobs: Optimiser) -> float:
         return knobs.learning_rate * (step + 1) / warm
     done = (step - warm) / max(1, knobs.steps - warm)
     return knobs.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@dataclass
+class _Run:
+    """How far a training is, beside the weights and the moments of the optimiser."""
+
+    step: int = 0
+    curve: list[tuple[int, float, float, float]] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights, as of the first check on
+    losses: list[Tensor] = field(default_factory=list)  # since the last check
 
 
 def fit(
@@ -70,80 +81,77 @@ def fit(
     """
     device = next(model.parameters()).device
     optimiser = make_optimiser(model, device, matrices)
-    step, curve, best = _resume(model, optimiser, state, key, label)
+    run = _resume(model, optimiser, state, key, label)
     every = max(1, knobs.steps // checks)
-    losses: list[Tensor] = []
     advance = stepper(model, optimiser, loss, device)
     saved = time.monotonic()
     with console.progress(label, knobs.steps, "step") as bar:
-        bar.advance(step)
-        while step < knobs.steps:
-            rate = learning_rate(step, knobs)
+        bar.advance(run.step)
+        while run.step < knobs.steps:
+            rate = learning_rate(run.step, knobs)
             set_rate(optimiser, rate)
             model.train()
-            losses.append(advance(ranks.own(draw(step), whole)))
-            step += 1
-            bar.advance(1, f"loss {curve[-1][1]:.3g}" if curve else "")
-            if step % every == 0 or step == knobs.steps:
-                mean = ranks.average(torch.stack(losses).mean()).item()
-                losses.clear()
+            run.losses.append(advance(ranks.own(draw(run.step), whole)))
+            run.step += 1
+            bar.advance(1, f"loss {run.curve[-1][1]:.3g}" if run.curve else "")
+            if run.step % every == 0 or run.step == knobs.steps:
+                mean = torch.stack(run.losses).mean().item()
+                run.losses.clear()
                 if not math.isfinite(mean):
-                    raise UpsDataError(f"{label}: the loss is {mean} at step {step}; lower the learning_rate")
+                    raise UpsDataError(f"{label}: the loss is {mean} at step {run.step}; lower the learning_rate")
                 model.eval()
                 with torch.no_grad(), uncompiled(device):
                     value = float(validate())
-                curve.append((step, mean, value, rate))
-                if value <= min(row[2] for row in curve) or not best:
-                    best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-                if time.monotonic() - saved > SAVE_EVERY and ranks.rank() == 0:
-                    _save(model, optimiser, best, state, key, step, curve)
-                    saved = time.monotonic()
-    model.load_state_dict(best)
+                run.curve.append((run.step, mean, value, rate))
+                if value <= min(row[2] for row in run.curve) or not run.best:
+                    run.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            if time.monotonic() - saved > SAVE_EVERY and ranks.rank() == 0:
+                _save(model, optimiser, run, state, key)
+                saved = time.monotonic()
+    model.load_state_dict(run.best)
     model.eval()
-    return curve
+    return run.curve
 
 
-def _save(
-    model: nn.Module, optimiser: torch.optim.Optimizer | Both, best: dict, state: Path, key: str, step: int, curve: list
-) -> None:
+def _save(model: nn.Module, optimiser: torch.optim.Optimizer | Both, run: _Run, state: Path, key: str) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in run.best.items()}
+    tensors |= {"losses": torch.stack(run.losses)} if run.losses else {}
     moments = optimiser.state
     for name, parameter in model.named_parameters():
-        tensors |= {f"moments.{name}/{field}": value for field, value in moments[parameter].items()}
-    header = {"key": key, "step": str(step), "curve": json.dumps(curve)}
+        tensors |= {f"moments.{name}/{what}": value for what, value in moments[parameter].items()}
+    header = {"key": key, "step": str(run.step), "curve": json.dumps(run.curve)}
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with files.atomic(state / "state.safetensors") as temporary:
         temporary.write_bytes(save(tensors, header))
 
 
-def _resume(
-    model: nn.Module, optimiser: torch.optim.Optimizer | Both, state: Path, key: str, label: str
-) -> tuple[int, list, dict]:
-    """(step, curve, best weights) of an interrupted run with this key, or a fresh start."""
+def _resume(model: nn.Module, optimiser: torch.optim.Optimizer | Both, state: Path, key: str, label: str) -> _Run:
+    """An interrupted run with this key, its weights in the model, or a fresh start."""
     path = state / "state.safetensors"
     if not path.is_file():
-        return 0, [], {}
+        return _Run()
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata()
         if header["key"] != key:
-            return 0, [], {}
+            return _Run()
         tensors = load_file(path)
     except (SafetensorError, KeyError, OSError):
-        return 0, [], {}  # a damaged state is no state: start again
+        return _Run()  # a damaged state is no state: start again
     model.load_state_dict(_under("model.", tensors))
     device = next(model.parameters()).device
     parameters, moments = dict(model.named_parameters()), optimiser.state
     for name, tensor in _under("moments.", tensors).items():
-        parameter, _, field = name.partition("/")
-        moments[parameters[parameter]][field] = tensor.to(device)
+        parameter, _, what = name.partition("/")
+        moments[parameters[parameter]][what] = tensor.to(device)
     step = int(header["step"])
     console.say(f"{label}: going on from step {step}")
     best = {name: tensor.to(device) for name, tensor in _under("best.", tensors).items()}
-    return step, [tuple(row) for row in json.loads(header["curve"])], best
+    losses = list(tensors["losses"].to(device)) if "losses" in tensors else []
+    return _Run(step, [tuple(row) for row in json.loads(header["curve"])], best, losses)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

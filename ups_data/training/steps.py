@@ -100,7 +100,7 @@ def plain_step(
         ranks.average_gradients(model)
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
-        return value.detach()
+        return ranks.average(value.detach())
 
     return step
 
