@@ -13,12 +13,26 @@ import torch
 from ups_data.files import checksum, read_json
 from ups_data.models.autoencoder import save_autoencoder
 from ups_data.models.checkpoint import load_model
-from ups_data.training import ranks
+from ups_data.training import loop, ranks
 
 from .small_data import CPU, TASKS, WRITERS, trained
+from .test_training_loop import Killed, regression
 from .two_ranks import work
 
 MODELS = ("autoencoder", "operator", "baseline")
+
+
+def two_ranks(*arguments) -> subprocess.CompletedProcess:
+    """`tests.two_ranks` in two processes."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.two_ranks"]
+    return subprocess.run(
+        [sys.executable, *command, *map(str, arguments)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +47,8 @@ def places(tmp_path_factory):
     torch.set_num_threads(1)  # as each rank has: how many add up a sum tells in its last digits
     work(root, root / "one", CPU)
     torch.set_num_threads(threads)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.two_ranks"]
-    subprocess.run(
-        [sys.executable, *command, str(root), str(root / "two")],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=120,
-        capture_output=True,
-    )
+    done = two_ranks(root, root / "two")
+    assert done.returncode == 0, done.stderr
     return root / "one", root / "two"
 
 
@@ -70,7 +77,18 @@ def test_two_ranks_report_the_curve_of_one(places):
             assert other == pytest.approx(row, rel=1e-3)
 
 
+@pytest.mark.slow
+def test_ranks_of_which_one_does_not_see_the_state_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        regression(tmp_path / "0", die_at=7)
+    done = two_ranks("apart", tmp_path)
+    assert done.returncode and "line: not every process sees the state" in done.stderr
+    (tmp_path / "1").symlink_to("0")
+    assert two_ranks("apart", tmp_path).returncode == 0
+
+
 def test_one_process_is_rank_0_of_1():
     assert (ranks.rank(), ranks.world()) == (0, 1)
     assert ranks.share(6) == slice(0, 6)
-    assert ranks.decided(False) is False
+    assert ranks.decided(False) is False and ranks.agree(3)

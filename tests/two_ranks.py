@@ -22,6 +22,7 @@ from ups_data.training.caching import cache_split
 from ups_data.training.operator import train_operator
 
 from .small_data import LATENTS, TASKS, VIEWS, frames_of, knobs
+from .test_training_loop import regression
 
 STEPS = {"steps": 6, "batch": 4, "learning_rate": 2e-3, "seed": 0}
 OPERATOR = Train(
@@ -62,4 +63,7 @@ def work(root: Path, out: Path, device: torch.device) -> None:
 
 if __name__ == "__main__":
     with ranks.joined(torch.device("cpu")) as place:
-        work(Path(sys.argv[1]), Path(sys.argv[2]), place)
+        if sys.argv[1:2] == ["apart"]:
+            regression(Path(sys.argv[2]) / str(ranks.rank()))
+        else:
+            work(Path(sys.argv[1]), Path(sys.argv[2]), place)

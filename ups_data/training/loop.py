@@ -82,6 +82,8 @@ def fit(
     device = next(model.parameters()).device
     optimiser = make_optimiser(model, device, matrices)
     run = _resume(model, optimiser, state, key, label)
+    if not ranks.agree(run.step):
+        raise UpsDataError(f"{label}: not every process sees the state in {state}; they all need the same folder")
     every = max(1, knobs.steps // checks)
     advance = stepper(model, optimiser, loss, device)
     saved = time.monotonic()

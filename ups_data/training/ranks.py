@@ -66,6 +66,15 @@ def decided(value: bool) -> bool:
     return bool(said.item())
 
 
+def agree(number: int) -> bool:
+    """Whether all ranks have the same number."""
+    if world() == 1:
+        return True
+    ends = torch.tensor([number, -number])
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    return bool(ends[0] == -ends[1])
+
+
 def share(batch: int) -> slice:
     """This rank's part of a batch; raises UpsDataError unless the batch can be shared out evenly."""
     if batch % world():
