@@ -7,6 +7,7 @@ Text is cut from this repository's own files; models and stores are those of the
 
 from __future__ import annotations
 
+import argparse
 import random
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ PRODUCTS = (
 
 def main() -> int:
     """Print one line for each case."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"{'':40} {'files':>6} {'bytes':>11} {'tar.gz':>10} {'.upk':>10} {'of tar':>7}")
     with tempfile.TemporaryDirectory() as folder:
         for name, path in cases(Path(folder)):

@@ -1,17 +1,22 @@
-"""How fast a split is encoded into a latent cache, against a loop that encodes and saves one trajectory at a time.
+"""How fast a split is encoded into a latent cache, against loops that save one file a trajectory.
 
-Both encode the same synthetic trajectories with the same autoencoder to latents of the same shape and dtype, in one
-run and in turn; the autoencoder is not trained, which costs and saves no time. Prints one JSON line.
+One loop encodes a trajectory at a time, one a frame at a time, on fewer of them. All encode the same synthetic
+trajectories with the same autoencoder to latents of the same shape and dtype, in one run and in turn; the autoencoder
+is not trained, which costs and saves no time. In turn with them, the limit: the same bytes brought to the device and,
+at once, as many as the cache has written and flushed. Prints one JSON line.
 
     python -m bench.latents --samples 512 --device cpu
+    python -m bench.latents --samples 8000 --full --workers 4     # a GPU, at the size of PDEBench's files
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,33 +35,48 @@ from ups_data.training.autoencoder import autoencoder_config
 from ups_data.training.caching import cache_split
 from ups_data.training.frames import GridFrames
 
-SHAPE = (41, 256, 1)  # frames, points, channels: PDEBench's view of Burgers' equation
-KNOBS = Knobs(
-    latent_len=32, latent_dim=4, width=48, depth=2, steps=1, batch=64, learning_rate=1e-3, seed=0
-)  # params.yaml's
+# Frames, points and channels, and the knobs of params.yaml: PDEBench's view of Burgers' equation.
+SHAPE = (41, 256, 1)
+KNOBS = Knobs(latent_len=32, latent_dim=4, width=48, depth=2, steps=1, batch=64, learning_rate=1e-3, seed=0)
+# All of its file, and the knobs of configs/burgers1d_gpu.yaml.
+FULL_SHAPE = (201, 1024, 1)
+FULL = KNOBS.model_copy(update={"latent_len": 64, "latent_dim": 14, "depth": 1})
 REPEATS = 3
+FEWER = 32  # trajectories that the loop over frames takes at most
+PIECE = 32 << 20  # bytes brought to the device at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--samples", type=int, default=512, help="trajectories of 41 x 256")
-    parser.add_argument("--batch-size", type=int, default=512, help="frames encoded at once by the cache")
+    parser.add_argument("--samples", type=int, default=512, help="trajectories")
+    parser.add_argument("--full", action="store_true", help="trajectories of 201 x 1024 in place of 41 x 256")
+    parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (512; full size: 8192)")
     parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
     device = pick_device(args.device)
+    shape, size = (FULL_SHAPE, FULL) if args.full else (SHAPE, KNOBS)
     with tempfile.TemporaryDirectory() as folder:
-        frames = GridFrames(synthetic(Path(folder), args.samples), View(space_stride=1, time_stride=1))
-        config = autoencoder_config("bench", frames, KNOBS) | {"steps": 1}
+        frames = GridFrames(synthetic(Path(folder), (args.samples, *shape)), View(space_stride=1, time_stride=1))
+        config = autoencoder_config("bench", frames, size) | {"steps": 1}
         autoencoder = build_autoencoder(config).to(device).eval().requires_grad_(False)
-        knobs = Latents(dtype="float16", batch=args.batch_size, shard_mb=256)
+        knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 512), shard_mb=256)
+        made = 2 * args.samples * shape[0] * size.latent_len * size.latent_dim
         ways: dict[str, Callable[[], object]] = {
             "cache": lambda: cache_split(
-                autoencoder, frames, Path(folder) / "cache", knobs, device=device, workers=args.workers
+                autoencoder,
+                frames,
+                Path(folder) / "cache",
+                knobs,
+                device=device,
+                workers=args.workers,
+                pin_memory=device.type == "cuda",
             ),
-            "loop": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device),
+            "trajectories": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device, frames.frames),
+            "frames": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device, 1, FEWER),
+            "limit": lambda: limit(frames, made, Path(folder) / "limit", device),
         }
         seconds = {name: [] for name in ways}
         for _ in range(REPEATS):
@@ -65,35 +85,76 @@ def main(argv: Sequence[str] | None = None) -> int:
                 work()
                 seconds[name].append(time.perf_counter() - started)
     best = {name: min(times) for name, times in seconds.items()}
+    counts = dict.fromkeys(ways, args.samples) | {"frames": min(args.samples, FEWER)}
+    rates = {name: counts[name] / value for name, value in best.items()}
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "trajectories": args.samples,
-        "trajectories_per_second": {name: round(args.samples / value, 1) for name, value in best.items()},
-        "ratio": round(best["loop"] / best["cache"], 2),
+        "trajectories_per_second": {name: round(rate, 1) for name, rate in rates.items()},
+        "cache_against": {name: float(f"{rates['cache'] / rate:.3g}") for name, rate in rates.items()},
     }
     print(json.dumps(result))
     return 0
 
 
-def one_by_one(autoencoder: Autoencoder, frames: GridFrames, folder: Path, device: torch.device) -> None:
-    """Encode a trajectory, save it to a file of its own, go on; without the round-trip error that the cache tells."""
+def one_by_one(
+    autoencoder: Autoencoder,
+    frames: GridFrames,
+    folder: Path,
+    device: torch.device,
+    together: int,
+    most: int | None = None,
+) -> None:
+    """Encode a trajectory, `together` frames at once, save it to a file of its own, go on.
+
+    Without the round-trip error that the cache tells. At `most` so many trajectories.
+    """
     folder.mkdir(exist_ok=True)
-    for sample in range(frames.samples):
+    for sample in range(min(frames.samples, most or frames.samples)):
         index = np.arange(sample * frames.frames, (sample + 1) * frames.frames)
         fields = frames.read(index, "state")["fields"].to(device)
         with torch.inference_mode():
-            latents = autoencoder.encode({"fields": fields}, "state").half()
+            parts = [autoencoder.encode({"fields": part}, "state") for part in fields.split(together)]
+            latents = torch.cat(parts).half()
         save_file({"state": latents.cpu().contiguous()}, folder / f"{sample:05d}.safetensors")
 
 
-def synthetic(folder: Path, samples: int) -> Path:
-    """A converted grid file of smooth random waves."""
+def limit(frames: GridFrames, made: int, path: Path, device: torch.device) -> None:
+    """Bring all fields to the device and write `made` bytes to the disk, both at once, and nothing else."""
+
+    def write() -> None:
+        noise = os.urandom(PIECE)
+        with open(path, "wb") as file:
+            for start in range(0, made, PIECE):
+                file.write(noise[: made - start])
+            file.flush()
+            os.fsync(file.fileno())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    fields = frames.reader.data.reshape(-1)
+    pinned = [torch.empty(PIECE // 4, pin_memory=device.type == "cuda") for _ in range(2)]
+    there = torch.empty(PIECE // 4, device=device)
+    for number, start in enumerate(range(0, len(fields), PIECE // 4)):
+        piece = fields[start : start + PIECE // 4]
+        held = pinned[number % 2][: len(piece)]
+        np.copyto(held.numpy(), piece)
+        there[: len(piece)].copy_(held, non_blocking=True)
+        if device.type == "cuda" and number % 2:
+            torch.cuda.synchronize(device)  # the two pieces are free again
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    writer.join()
+
+
+def synthetic(folder: Path, shape: tuple[int, ...]) -> Path:
+    """A converted grid file of smooth random waves [S, T, X, 1]."""
     path, channels = folder / "bench_train.h5", ["u"]
-    frames, points, _ = SHAPE
-    offset = create_grid(path, (samples, *SHAPE))
+    samples, frames, points, _ = shape
+    offset = create_grid(path, shape)
     rng, x = np.random.default_rng(0), np.linspace(0, 2 * np.pi, points, endpoint=False)
-    data = np.memmap(path, dtype="<f4", mode="r+", offset=offset, shape=(samples, *SHAPE))
+    data = np.memmap(path, dtype="<f4", mode="r+", offset=offset, shape=shape)
     for sample in range(samples):
         phase = np.linspace(0, 1 + rng.random(), frames)[:, None]
         data[sample, ..., 0] = np.sin(x + phase) + 0.3 * np.sin(3 * x - phase * rng.random())
@@ -101,6 +162,7 @@ def synthetic(folder: Path, samples: int) -> Path:
     manifest = {
         "kind": "grid",
         "key": "bench",
+        "splits": {},
         "periodic": [True],
         "static_channels": [],
         "statistics": {"channels": {"u": {"mean": 0.0, "std": 0.74, "minimum": -1.3, "maximum": 1.3}}},

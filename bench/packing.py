@@ -13,6 +13,7 @@ On a machine that does other work too, read the columns `cpu`: they compare the 
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -35,8 +36,10 @@ Cost = tuple[float, float]  # seconds on the wall, seconds of all cores
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line of the table for each file or folder named."""
-    named = sys.argv[1:] if argv is None else argv
-    inputs = [Path(name) for name in named] or sorted(p for p in Path("data/pdebench").glob("*") if p.suffix != ".json")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", type=Path, nargs="*", help="files and folders (all of data/pdebench)")
+    inputs = parser.parse_args(argv).paths
+    inputs = inputs or sorted(p for p in Path("data/pdebench").glob("*") if p.suffix != ".json")
     print(f"{execution.cores()} cores; speeds in MB of unpacked data per second, with the times faster than tar;")
     print("cpu: the same if the wall time of each were its processor time spread over the cores it can use")
     speeds = f"{'pack':>12} {'cpu':>6} {'unpack':>12} {'cpu':>6} {'and flush':>12} {'cpu':>6}"

@@ -81,9 +81,8 @@ def write_cache(
     with files.atomic(folder) as temporary:
         temporary.mkdir()
         save_file({name: array.contiguous() for name, array in arrays.items()}, temporary / SAMPLES)
-        _write_shards(temporary, batches, shape, roles, DTYPES[dtype], rows)
-        shards = [_shard_name(k) for k in range(-(-samples // rows))]
-        contents = {name: _identity(temporary / name) for name in (*shards, SAMPLES)}
+        contents = _write_shards(temporary, batches, shape, roles, DTYPES[dtype], rows)
+        contents[SAMPLES] = _identity(temporary / SAMPLES)
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -111,16 +110,20 @@ def _write_shards(
     roles: Sequence[str],
     dtype: torch.dtype,
     rows: int,
-) -> None:
-    """Cut a stream of frames into files of `rows` trajectories; one is written while the next one fills."""
+) -> dict[str, dict]:
+    """Cut a stream of frames into files of `rows` trajectories; one is written while the next one fills.
+
+    Returns the identity of each by its name.
+    """
     samples, frames, *token = shape
     shard, filled, total = 0, 0, 0
+    written: dict[str, Future] = {}
 
     def room() -> dict[str, Tensor]:
         return {role: torch.empty(min(rows, samples - shard * rows) * frames, *token, dtype=dtype) for role in roles}
 
     with ThreadPoolExecutor(1) as writer:
-        buffers, writing = room(), None
+        buffers = room()
         for batch in batches:
             taken, count = 0, len(next(iter(batch.values())))
             total += count
@@ -131,19 +134,23 @@ def _write_shards(
                     buffers[role][filled : filled + more] = batch[role][taken : taken + more].to("cpu", dtype)
                 filled, taken = filled + more, taken + more
                 if filled == space:
-                    _await(writing)
+                    for last in written.values():
+                        last.result()  # two shards are in memory, not more
                     full = {role: buffer.unflatten(0, (-1, frames)) for role, buffer in buffers.items()}
-                    writing = writer.submit(save_file, full, folder / _shard_name(shard))
+                    name = _shard_name(shard)
+                    written[name] = writer.submit(_write_shard, full, folder / name)
                     shard, filled = shard + 1, 0
                     buffers = room() if shard * rows < samples else {}
-        _await(writing)
     if total != samples * frames:
         raise ValueError(f"got {total} frames, expected {samples} x {frames}")
+    return {name: made.result() for name, made in written.items()}
 
 
-def _await(writing: Future | None) -> None:
-    if writing is not None:
-        writing.result()
+def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> dict[str, object]:
+    """Write a file to the disk; returns its identity. All this while the next shard is encoded."""
+    save_file(tensors, path)
+    files.sync(path)
+    return _identity(path)
 
 
 def _shard_name(index: int) -> str:

@@ -1,0 +1,69 @@
+"""The benchmarks run, on little: what they measure is told by their lines, not here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+SMALL = [
+    "simulate.burgers1d.samples=20",
+    "simulate.burgers1d.resolution=128",
+    "datasets.burgers1d.autoencoder.steps=20",
+    "datasets.burgers1d.train.width=32",
+    "datasets.burgers1d.train.depth=1",
+    "datasets.burgers1d.train.batch=4",
+    "datasets.burgers1d.train.steps=6",
+]
+
+
+def bench(name, *arguments):
+    """What a benchmark prints, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"bench.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_full_size_and_what_goes_on_from_it(tmp_path):
+    knobs = [word for knob in SMALL for word in ("--set", knob)]
+    config = ROOT / "configs" / "burgers1d_gpu.yaml"
+    said = bench("full_size", "--params", config, "--folder", tmp_path, "--device", "cpu", *knobs)
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert {row["given"] for row in rows if row.get("model") == "operator"} == {1, 10}
+    rival = bench(
+        "rivals", "--folder", tmp_path, "--minutes", "0.01", "--models", "unet", "--batch", "2", "--device", "cpu"
+    )
+    assert all(json.loads(line)["nrmse"] > 0 for line in rival.splitlines())
+    places = ["--cache-dir", tmp_path / "data/latent_cache", "--models", tmp_path / "models", "--device", "cpu"]
+    speed = bench("train", "burgers1d", "--params", config, *knobs, *places, "--ways", "plain")
+    assert all(json.loads(line)["ms_a_step"] > 0 for line in speed.splitlines())
+
+
+def test_latents():
+    found = json.loads(bench("latents", "--samples", "4", "--device", "cpu"))
+    assert found["cache_against"].keys() == {"cache", "trajectories", "frames", "limit"}
+
+
+def test_convert():
+    said = bench("convert", "--gb", "0.1", "--repeats", "1", "--memory", "0.1", "--only", "groups-lzf-lines")
+    assert said.count("of cp ") == 1 and "MiB held by all processes" in said
+
+
+def test_packing(tmp_path):
+    np.save(tmp_path / "numbers.npy", np.linspace(0, 1, 1 << 20))  # less takes no time that could be told
+    assert "numbers.npy" in bench("packing", tmp_path / "numbers.npy")
+
+
+def test_simulate_burgers():
+    assert json.loads(bench("simulate_burgers", "--samples", "2", "--device", "cpu"))
