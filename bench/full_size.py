@@ -1,7 +1,7 @@
 """A dataset at full size on one GPU: simulate, convert, autoencoder, latents, train; then PDEBench's protocol.
 
 Runs the stages with a params file of one dataset in a folder of its own, and goes on where an earlier run of it
-stopped. All sections `simulate` of the file are made: a dataset of several equations has some. `--minutes` sets the
+stopped. All sections `simulate` of the file are made, as a dataset can have several. `--minutes` sets the
 training time of an operator: the speed is measured first. With several `--seeds` an operator is trained and scored for
 each. Prints one JSON line a step.
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ups_data import console
+from ups_data import console, files
 from ups_data.execution import pick_device
 from ups_data.models.autoencoder import Autoencoder, load_autoencoder
 from ups_data.models.operator import LatentOperator, load_operator
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in [*test.score("persistence", persistence), test.round_trip()]:
             print(json.dumps(row), flush=True)
         if args.minutes:
-            knobs.append(f"datasets.{task}.train.steps={steps_in(args.minutes, args.folder, task, dataset, where)}")
+            knobs.append(f"datasets.{task}.train.steps={steps_for(args.minutes, args.folder, task, dataset, where)}")
         for seed in args.seeds:
             mine = [*knobs, f"datasets.{task}.train.seed={seed}"]
             seconds = run_stage("train", task, params, args.folder, mine, args.device)
@@ -90,6 +90,17 @@ def run_stage(stage: str, task: str, params: Path, folder: Path, knobs: Sequence
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     subprocess.run(command, cwd=folder, env=environment, check=True)
     return time.perf_counter() - started
+
+
+def steps_for(minutes: float, folder: Path, task: str, dataset: Dataset, device: torch.device) -> int:
+    """Steps that take that long; those of a training that was interrupted, so that it goes on and is not begun anew."""
+    note, state = folder / "steps.json", folder / ".state/train" / task / "state.safetensors"
+    asked = {"minutes": minutes, "knobs": dataset.train.model_dump()}
+    if state.is_file() and note.is_file() and (known := files.read_json(note))["asked"] == asked:
+        return known["steps"]
+    steps = steps_in(minutes, folder, task, dataset, device)
+    files.write_json(note, {"asked": asked, "steps": steps})
+    return steps
 
 
 def steps_in(minutes: float, folder: Path, task: str, dataset: Dataset, device: torch.device) -> int:

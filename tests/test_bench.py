@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench import full_size
+
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 SMALL = [
@@ -48,6 +50,24 @@ def test_full_size_and_what_goes_on_from_it(tmp_path):
     places = ["--cache-dir", tmp_path / "data/latent_cache", "--models", tmp_path / "models", "--device", "cpu"]
     speed = bench("train", "burgers1d", "--params", config, *knobs, *places, "--ways", "plain")
     assert all(json.loads(line)["ms_a_step"] > 0 for line in speed.splitlines())
+
+
+def test_a_training_of_so_many_minutes_that_was_interrupted_keeps_its_steps(tmp_path, monkeypatch):
+    measured = iter([100, 90, 80])
+    monkeypatch.setattr(full_size, "steps_in", lambda *args: next(measured))
+    task, dataset = full_size.the_dataset(full_size.CONFIG, ())
+    state = tmp_path / ".state/train" / task / "state.safetensors"
+    state.parent.mkdir(parents=True)
+
+    def steps(minutes):
+        return full_size.steps_for(minutes, tmp_path, task, dataset, None)
+
+    assert steps(5) == 100
+    state.touch()
+    assert steps(5) == 100
+    assert steps(4) == 90
+    state.unlink()
+    assert steps(4) == 80
 
 
 def test_latents():
