@@ -250,7 +250,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
         command = [sys.executable, "-c", code, file]
         done = subprocess.run(command, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=True)
         peaks.append(int(done.stdout) / 1024)
-    assert peaks[1] < peaks[0] + 32
+    assert peaks[1] < peaks[0] + 72  # half of what one has more; how many blocks are at work at once varies
 
 
 # --- what others read and write ------------------------------------------------------------------
