@@ -13,7 +13,8 @@ import zarr
 from safetensors.numpy import save_file
 
 from ups_data import archive
-from ups_data.archive.format import Member
+from ups_data.archive import reader
+from ups_data.archive.format import Block, Member
 from ups_data.files import write_json
 from ups_data.manifest import build_manifest, manifest_path
 from ups_data.params import Splits
@@ -29,6 +30,12 @@ def waves(samples: int, frames: int = 41, points: int = 256) -> np.ndarray:
     s, t, x = np.ogrid[:samples, :frames, :points]
     phase = 2 * np.pi * (x / points - 0.0137 * t * np.sqrt(1 + s))
     return (np.sin(phase) + 0.3 * np.sin(3 * phase + s)).astype("f4")
+
+
+def blocks_of(path: Path) -> list[Block]:
+    """The blocks of an archive, from its index."""
+    with open(path, "rb") as file:
+        return list(reader.read_index(file, str(path)).blocks)
 
 
 def zoo(root: Path) -> Path:

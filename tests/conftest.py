@@ -1,10 +1,12 @@
 """What every test starts from."""
 
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.archive_cases import zoo
 from ups_data import console
 
 # The same examples on every run, so that a change is what a new failure comes from. To look for new ones:
@@ -22,3 +24,9 @@ for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
 def normal_console():
     """A stage that was told to be quiet in one test does not silence the next."""
     console.set_level(console.NORMAL)
+
+
+@pytest.fixture(scope="session")
+def animals(tmp_path_factory) -> Path:
+    """A folder with one file of every kind that is packed."""
+    return zoo(tmp_path_factory.mktemp("zoo") / "files")

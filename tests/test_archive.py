@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import random
 import signal
-import struct
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import h5py
@@ -20,26 +17,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.archive_cases import CODECS, GOLDEN, VERSIONS, golden_files, pack_all, tree, waves, zoo
+from tests.archive_cases import CODECS, GOLDEN, blocks_of, pack_all, tree, waves, zoo
 from ups_data import archive
 from ups_data.archive import format as layout
-from ups_data.archive import reader, targz
+from ups_data.archive import reader
 from ups_data.archive.blocks import decode, encode, encode_by_order
-from ups_data.archive.format import Block, Coding
+from ups_data.archive.format import Coding
 from ups_data.archive.layout import regions
 from ups_data.archive.numbers import page_sizes
 from ups_data.errors import UpsDataError
-
-
-def blocks(path: Path) -> list[Block]:
-    with open(path, "rb") as file:
-        return list(reader.read_index(file, str(path)).blocks)
-
-
-@pytest.fixture(scope="session")
-def animals(tmp_path_factory) -> Path:
-    return zoo(tmp_path_factory.mktemp("zoo") / "files")
-
 
 # --- the same bytes ------------------------------------------------------------------------------
 
@@ -130,7 +116,7 @@ def test_data_smooth_in_time_alone_is_packed_along_time(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["data"] = (noise + np.linspace(0, 1, 500, dtype="f4")[:, None])[None]
     archive.pack({"a.h5": tmp_path / "a.h5"}, tmp_path / "a.upk")
-    assert {b.coding.order for b in blocks(tmp_path / "a.upk") if len(b.coding.shape) == 2} == {(1, 0)}
+    assert {b.coding.order for b in blocks_of(tmp_path / "a.upk") if len(b.coding.shape) == 2} == {(1, 0)}
 
 
 def test_each_part_of_a_sample_takes_the_differences_that_suit_it(tmp_path):
@@ -140,7 +126,7 @@ def test_each_part_of_a_sample_takes_the_differences_that_suit_it(tmp_path):
     samples = np.stack([np.concatenate([smooth, rough])] * 70)  # 36 MB
     np.save(tmp_path / "a.npy", samples)
     archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
-    numbers = [block for block in blocks(tmp_path / "a.upk") if block.coding.dtype]
+    numbers = [block for block in blocks_of(tmp_path / "a.upk") if block.coding.dtype]
     assert {block.size for block in numbers} == {rough.nbytes}
     assert page_sizes([3, 100_000]) == [50_000] * 6
     assert page_sizes([5, 30_000]) == [60_000, 60_000, 30_000]
@@ -229,7 +215,7 @@ def test_numbers_that_recur_are_packed_as_bytes(tmp_path):
     for numbers in (np.tile(rng.normal(size=1000).astype("f4"), 500), mask):
         np.save(tmp_path / "a.npy", numbers)
         archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
-        assert {b.coding.method for b in blocks(tmp_path / "a.upk") if b.size > 4096} <= {"deflate", "lzma"}
+        assert {b.coding.method for b in blocks_of(tmp_path / "a.upk") if b.size > 4096} <= {"deflate", "lzma"}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux's /proc")
@@ -248,75 +234,11 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
         file = tmp_path / f"{megabytes}.npy"
         np.save(file, np.random.default_rng(0).standard_normal((megabytes, 1 << 18), dtype="f4"))
         command = [sys.executable, "-c", code, file]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=True)
-        peaks.append(int(done.stdout) / 1024)
-    assert peaks[1] < peaks[0] + 72  # half of what one has more; how many blocks are at work at once varies
-
-
-# --- what others read and write ------------------------------------------------------------------
-
-
-def test_tar_and_gzip_read_the_tar_gz(animals, tmp_path):
-    pack_all(animals, tmp_path / "zoo.tar.gz", codec="gzip")
-    (tmp_path / "out").mkdir()
-    subprocess.run(["tar", "-xzf", tmp_path / "zoo.tar.gz", "-C", tmp_path / "out"], check=True)
-    manifest = json.loads((tmp_path / "out" / "MANIFEST.json").read_text())
-    (tmp_path / "out" / "MANIFEST.json").unlink()
-    assert tree(tmp_path / "out") == tree(animals)
-    assert [row["path"] for row in manifest["members"]] == sorted(tree(animals))
-    with tarfile.open(tmp_path / "zoo.tar.gz") as tar:
-        assert {(m.mtime, m.uid, m.uname, m.mode) for m in tar} == {(0, 0, "", 0o644)}
-
-
-def test_a_tar_header_holds_long_names_and_sizes_beyond_8_gib():
-    path, size = f"{'d' * 90}/{'e' * 60}/{'f' * 100}", 20 << 30
-    info = tarfile.TarInfo.frombuf(targz.tar_header(path, size), "utf-8", "strict")
-    assert (info.name, info.size, info.isreg()) == (path, size, True)
-    with pytest.raises(UpsDataError, match="too long for a tar"):
-        targz.tar_header("f" * 101, 1)
-
-
-@pytest.mark.parametrize("golden", VERSIONS)
-def test_archives_of_every_version_open_whole_and_in_part(tmp_path, golden):
-    archive.extract(GOLDEN / golden, tmp_path / "out")
-    files = tree(golden_files(tmp_path / "in", VERSIONS[golden]))
-    assert tree(tmp_path / "out") == files
-    archive.extract(GOLDEN / golden, tmp_path / "part", only=["folder", "empty"])
-    assert tree(tmp_path / "part") == {path: files[path] for path in ("empty", "folder/indices.npy")}
-    assert [m.path for m in reader.verify(GOLDEN / golden)] == sorted(files)
-
-
-@pytest.mark.parametrize("version", [2, 3])
-def test_the_golden_archives_have_every_coding(version):
-    golden = GOLDEN / f"tiny-v{version}.upk"
-    found = blocks(golden)
-    assert golden.read_bytes()[8:12] == struct.pack("<I", version)
-    assert {block.coding.method for block in found} == {"raw", "deflate", "lzma", "pcodec"}
-    assert {block.coding.order for block in found} >= {(), (0,), (1, 0)}
-
-
-def test_the_golden_archive_of_version_3_seals_tiny_members_together():
-    with open(GOLDEN / "tiny-v3.upk", "rb") as file:
-        sizes = [len(seal.members) for seal in reader.read_index(file, "tiny-v3.upk").seals]
-    assert max(sizes) > 1 and 1 in sizes
-
-
-def test_the_reader_needs_numpy_and_pcodec_alone(tmp_path):
-    code = (
-        "import sys, runpy\n"
-        "class Absent:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name in {'h5py','zarr','torch','pydantic','yaml','tqdm','safetensors','dvc','scipy','numcodecs'}:\n"
-        "            raise ImportError(name)\n"
-        "sys.meta_path.insert(0, Absent())\n"
-        "sys.argv[0] = 'archive'\n"
-        "runpy.run_module('ups_data.archive', run_name='__main__')\n"
-    )
-    for golden in ("tiny.upk", "tiny-v2.upk", "tiny-v3.upk"):
-        command = [sys.executable, "-c", code, "extract", GOLDEN / golden, tmp_path]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=GOLDEN.parents[1])
-        assert done.returncode == 0, done.stderr
-        assert "files" in done.stdout
+        turns = [
+            subprocess.run(command, capture_output=True, text=True, cwd=GOLDEN.parents[1], check=True) for _ in range(3)
+        ]
+        peaks.append(min(int(done.stdout) for done in turns) / 1024)  # how many blocks are at work at once varies
+    assert peaks[1] < peaks[0] + 32
 
 
 # --- a part of it --------------------------------------------------------------------------------

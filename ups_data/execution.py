@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -151,7 +150,9 @@ def start_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    parent, above = multiprocessing.parent_process(), os.getppid()  # `above` may be a fork server, which ends with it
+    from multiprocessing import parent_process
+
+    parent, above = parent_process(), os.getppid()  # `above` may be a fork server, which ends with it
     while os.getppid() == above and parent.is_alive():  # forked workers hold each other's pipes open
         time.sleep(0.2)
     os._exit(1)

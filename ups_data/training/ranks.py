@@ -88,22 +88,18 @@ def own(batch: dict[str, Tensor], whole: Collection[str]) -> dict[str, Tensor]:
     return {name: tensor if name in whole else tensor[share(len(tensor))] for name, tensor in batch.items()}
 
 
-def average_gradients(model: nn.Module) -> None:
-    """Give every rank the mean of all ranks' gradients: those of a loss that is a mean over the whole batch."""
+def average_gradients(model: nn.Module, loss: Tensor) -> Tensor:
+    """Give every rank the mean of all ranks' gradients: those of a loss that is a mean over the whole batch.
+
+    Returns the mean of the ranks' losses.
+    """
     if world() == 1:
-        return
+        return loss
     gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])  # one message in place of many small ones
+    # One message in place of many small ones.
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), loss.view(1)])
     dist.all_reduce(flat)
     flat /= world()
-    for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+    for gradient, mean in zip(gradients, flat[:-1].split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
-
-
-def average(value: Tensor) -> Tensor:
-    """The mean of a number over all ranks."""
-    if world() == 1:
-        return value
-    mean = value.detach().clone()
-    dist.all_reduce(mean)
-    return mean / world()
+    return flat[-1].clone()

@@ -97,10 +97,10 @@ def plain_step(
         value = loss(batch)
         optimiser.zero_grad(set_to_none=True)
         value.backward()
-        ranks.average_gradients(model)
+        value = ranks.average_gradients(model, value.detach())
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimiser.step()
-        return ranks.average(value.detach())
+        return value
 
     return step
 
