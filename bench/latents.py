@@ -1,6 +1,6 @@
 """How fast a split is encoded into a latent cache, against loops that save one file a trajectory.
 
-One loop encodes a trajectory at a time, one a frame at a time, on fewer of them. All encode the same synthetic
+One loop encodes a trajectory at a time, one a frame at a time; they take fewer of them. All encode the same synthetic
 trajectories with the same autoencoder to latents of the same shape and dtype, in one run and in turn; the autoencoder
 is not trained, which costs and saves no time. In turn with them, the limit: the same bytes brought to the device and,
 at once, as many as the cache has written and flushed. Prints one JSON line.
@@ -42,7 +42,7 @@ KNOBS = Knobs(latent_len=32, latent_dim=4, width=48, depth=2, steps=1, batch=64,
 FULL_SHAPE = (201, 1024, 1)
 FULL = KNOBS.model_copy(update={"latent_len": 64, "latent_dim": 14, "depth": 1})
 REPEATS = 3
-FEWER = 32  # trajectories that the loop over frames takes at most
+FEWER = {"trajectories": 512, "frames": 32}  # that a loop takes at most
 PIECE = 32 << 20  # bytes brought to the device at once
 
 
@@ -74,8 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 workers=args.workers,
                 pin_memory=device.type == "cuda",
             ),
-            "trajectories": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device, frames.frames),
-            "frames": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device, 1, FEWER),
+            "trajectories": lambda: one_by_one(
+                autoencoder, frames, Path(folder) / "loop", device, frames.frames, FEWER["trajectories"]
+            ),
+            "frames": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device, 1, FEWER["frames"]),
             "limit": lambda: limit(frames, made, Path(folder) / "limit", device),
         }
         seconds = {name: [] for name in ways}
@@ -85,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 work()
                 seconds[name].append(time.perf_counter() - started)
     best = {name: min(times) for name, times in seconds.items()}
-    counts = dict.fromkeys(ways, args.samples) | {"frames": min(args.samples, FEWER)}
-    rates = {name: counts[name] / value for name, value in best.items()}
+    rates = {name: min(args.samples, FEWER.get(name, args.samples)) / value for name, value in best.items()}
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
@@ -104,14 +105,14 @@ def one_by_one(
     folder: Path,
     device: torch.device,
     together: int,
-    most: int | None = None,
+    most: int,
 ) -> None:
     """Encode a trajectory, `together` frames at once, save it to a file of its own, go on.
 
-    Without the round-trip error that the cache tells. At `most` so many trajectories.
+    At `most` so many of them. Without the round-trip error that the cache tells.
     """
     folder.mkdir(exist_ok=True)
-    for sample in range(min(frames.samples, most or frames.samples)):
+    for sample in range(min(frames.samples, most)):
         index = np.arange(sample * frames.frames, (sample + 1) * frames.frames)
         fields = frames.read(index, "state")["fields"].to(device)
         with torch.inference_mode():

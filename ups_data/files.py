@@ -157,10 +157,10 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[o
 
 def checksum(path: str | Path, algorithm: str = "sha256") -> str:
     """Hex digest of a file's bytes, read in blocks."""
-    digest = hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while block := file.read(HASH_BLOCK):
-            digest.update(block)
+    digest, block = hashlib.new(algorithm), memoryview(bytearray(HASH_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            digest.update(block[:count])
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ Every file's size and SHA-256 stand in the manifest: a file is checked before th
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from math import prod
@@ -31,6 +32,7 @@ from ups_data.manifest import content_key
 
 FORMAT, VERSION = "ups-data/latents", 2
 MANIFEST, SAMPLES = "manifest.json", "samples.safetensors"
+WRITERS = 3  # shards on their way to the disk at once: one checksum alone is slower than a disk
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -71,7 +73,7 @@ def write_cache(
 
     `shape`: samples, frames, tokens, latent_dim; `batches` give, role by role, the latents [b, L, D] of frames one
     after another, sample after sample; `arrays` go to samples.safetensors; `facts`, and what `finish()` returns after
-    the last batch, to the manifest. Two shards are in memory at most.
+    the last batch, to the manifest. WRITERS + 1 shards are in memory at most.
     """
     samples, frames = shape[:2]
     trajectory = int(np.prod(shape[1:])) * len(roles) * DTYPES[dtype].itemsize
@@ -111,18 +113,28 @@ def _write_shards(
     dtype: torch.dtype,
     rows: int,
 ) -> dict[str, dict]:
-    """Cut a stream of frames into files of `rows` trajectories; one is written while the next one fills.
+    """Cut a stream of frames into files of `rows` trajectories; some are written while the next one fills.
 
     Returns the identity of each by its name.
     """
     samples, frames, *token = shape
     shard, filled, total = 0, 0, 0
-    written: dict[str, Future] = {}
+    contents: dict[str, dict] = {}
+    underway: deque[tuple[str, Future, dict[str, Tensor]]] = deque()
+
+    def written() -> dict[str, Tensor]:
+        """The memory of the oldest shard, once it is on the disk."""
+        name, made, memory = underway.popleft()
+        contents[name] = made.result()
+        return memory
 
     def room() -> dict[str, Tensor]:
-        return {role: torch.empty(min(rows, samples - shard * rows) * frames, *token, dtype=dtype) for role in roles}
+        size = min(rows, samples - shard * rows) * frames
+        if len(underway) == WRITERS:  # memory that was used before: new pages cost as much as the copy into them
+            return {role: memory[:size] for role, memory in written().items()}
+        return {role: torch.empty(size, *token, dtype=dtype) for role in roles}
 
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(WRITERS) as writers:
         buffers = room()
         for batch in batches:
             taken, count = 0, len(next(iter(batch.values())))
@@ -131,19 +143,19 @@ def _write_shards(
                 space = len(buffers[roles[0]])
                 more = min(space - filled, count - taken)
                 for role in roles:
-                    buffers[role][filled : filled + more] = batch[role][taken : taken + more].to("cpu", dtype)
+                    buffers[role][filled : filled + more].copy_(batch[role][taken : taken + more])
                 filled, taken = filled + more, taken + more
                 if filled == space:
-                    for last in written.values():
-                        last.result()  # two shards are in memory, not more
                     full = {role: buffer.unflatten(0, (-1, frames)) for role, buffer in buffers.items()}
                     name = _shard_name(shard)
-                    written[name] = writer.submit(_write_shard, full, folder / name)
+                    underway.append((name, writers.submit(_write_shard, full, folder / name), buffers))
                     shard, filled = shard + 1, 0
                     buffers = room() if shard * rows < samples else {}
+        while underway:
+            written()
     if total != samples * frames:
         raise ValueError(f"got {total} frames, expected {samples} x {frames}")
-    return {name: made.result() for name, made in written.items()}
+    return contents
 
 
 def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> dict[str, object]:

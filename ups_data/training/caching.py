@@ -77,9 +77,13 @@ def cache_split(
     refuse_untrained(config, label)
     blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / knobs.batch))
     pin = pin_memory and device.type == "cuda"
-    own = read_ahead(frames, blocks[ranks.rank() :: ranks.world()], list(autoencoder.roles), workers, pin)
+    judged = _judged(len(frames), blocks)
+    mine = slice(ranks.rank(), None, ranks.world())
+    own = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
     dtype = DTYPES[knobs.dtype]
-    encoded = _one_ahead(_encode(autoencoder, frames, index, batch, dtype, device) for index, batch in own)
+    encoded = _one_ahead(
+        _encode(autoencoder, batch, chosen, dtype, device) for (_, batch), chosen in zip(own, judged[mine], strict=True)
+    )
     if ranks.rank():
         with torch.inference_mode():
             _send(encoded)
@@ -88,7 +92,7 @@ def cache_split(
 
     def batches() -> Iterator[dict[str, Tensor]]:
         with console.progress(label, len(frames), "frame") as bar, torch.inference_mode():
-            for index, block in zip(blocks, _gather(encoded, autoencoder, frames, blocks, knobs), strict=True):
+            for index, block in zip(blocks, _gather(encoded, autoencoder, blocks, judged, knobs), strict=True):
                 for role, found in block.errors.items():
                     errors[role].append(found)
                 yield block.latents
@@ -134,9 +138,12 @@ class Encoded(NamedTuple):
     errors: dict[str, Tensor]
 
 
-def _judged(frames: Frames, index: np.ndarray) -> np.ndarray:
-    """The frames of a block that are decoded again, counted from its first."""
-    return np.flatnonzero(np.isin(index, spread(len(frames), JUDGED)))
+def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
+    """The frames of each block that are decoded again, counted from its first."""
+    starts = [int(block[0]) for block in blocks]
+    chosen = spread(count, JUDGED)
+    parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
+    return [part - start for part, start in zip(parts, starts, strict=True)]
 
 
 def _one_ahead(blocks: Iterator[Encoded]) -> Iterator[Encoded]:
@@ -146,20 +153,14 @@ def _one_ahead(blocks: Iterator[Encoded]) -> Iterator[Encoded]:
 
 
 def _encode(
-    autoencoder: Autoencoder,
-    frames: Frames,
-    index: np.ndarray,
-    batch: dict[str, Frame],
-    dtype: torch.dtype,
-    device: torch.device,
+    autoencoder: Autoencoder, batch: dict[str, Frame], judged: np.ndarray, dtype: torch.dtype, device: torch.device
 ) -> Encoded:
-    """Encode one block, and judge it; nothing here waits for the device."""
+    """Encode one block, and judge frames of it; nothing here waits for the device."""
     latents, errors = {}, {}
-    judged = _judged(frames, index)
     chosen = torch.from_numpy(judged).to(device, non_blocking=True)
     for role, frame in batch.items():
         frame = {name: tensor.to(device, non_blocking=True) for name, tensor in frame.items()}
-        parts = _split(frame, AT_ONCE.get(device.type, len(index)))
+        parts = _split(frame, AT_ONCE.get(device.type, len(frame["fields"])))
         latents[role] = torch.cat([autoencoder.encode(part, role).to(dtype) for part in parts])
         errors[role] = torch.empty(0, len(autoencoder.roles[role]), dtype=torch.float64)
         if len(judged):
@@ -194,20 +195,23 @@ def _wait(sent: list[dist.Work]) -> None:
 
 
 def _gather(
-    own: Iterator[Encoded], autoencoder: Autoencoder, frames: Frames, blocks: list[np.ndarray], knobs: Latents
+    own: Iterator[Encoded],
+    autoencoder: Autoencoder,
+    blocks: list[np.ndarray],
+    judged: list[np.ndarray],
+    knobs: Latents,
 ) -> Iterator[Encoded]:
     """All blocks in order on rank 0: its own, and what the others send."""
     config = autoencoder.config
     token = math.prod(config["token_grid"]), config["latent_dim"]
-    for number, index in enumerate(blocks):
+    for number, (index, chosen) in enumerate(zip(blocks, judged, strict=True)):
         source = number % ranks.world()
         if source == 0:
             yield next(own)
             continue
-        judged = len(_judged(frames, index))
         block = Encoded(
             {role: torch.empty(len(index), *token, dtype=DTYPES[knobs.dtype]) for role in autoencoder.roles},
-            {role: torch.empty(judged, len(n), dtype=torch.float64) for role, n in autoencoder.roles.items()},
+            {role: torch.empty(len(chosen), len(n), dtype=torch.float64) for role, n in autoencoder.roles.items()},
         )
         for tensor in (*block.latents.values(), *block.errors.values()):
             if tensor.numel():
