@@ -34,6 +34,7 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.models.checkpoint import save_model
     from ups_data.training import ranks
     from ups_data.training.baseline import train_baseline
+    from ups_data.training.loop import lowest
     from ups_data.training.minutes import minutes
     from ups_data.training.publish import publish
     from ups_data.training.tracking import tracked
@@ -64,7 +65,7 @@ def train(args: argparse.Namespace) -> str:
                 reports=reports,
                 state=state,
             )
-    best = min(row[2] for row in curve)
+    best = lowest(curve)
     flags = repeated(params=args.params, data=args.data, models=args.models, reports=args.reports)
     following = f"python -m stages.evaluate {args.task}{flags}"
     return f"{args.task}: baseline with a validation error of {best:.3g}; next: {following}"

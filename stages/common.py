@@ -88,6 +88,13 @@ def count(text: str) -> int:
     return int(text)
 
 
+def from_zero(text: str) -> int:
+    """The type of a flag that takes a whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0")
+    return int(text)
+
+
 def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parse, work, and end with one line: what was made and what to do next, or what went wrong.
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stages.common import add_flags, count, repeated, run, stage_parser
+from stages.common import add_flags, count, from_zero, repeated, run, stage_parser
 from ups_data.console import say
 from ups_data.params import SPLITS, Dataset, dataset_params, load_params
 
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--latent-dim", type=count, metavar="D", help="numbers a token must have (knob autoencoder.latent_dim)")
     add("--batch-size", type=count, metavar="N", help="frames encoded at once (knob latents.batch)")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="number format (knob latents.dtype)")
-    add("--workers", type=int, default=1, metavar="N", help="threads that read ahead; 0 reads in turn; same bytes")
+    add(
+        "--workers", type=from_zero, default=1, metavar="N", help="threads that read ahead; 0 reads in turn; same bytes"
+    )
     add("--pin-memory", action="store_true", help="read into page-locked memory: faster copies to a GPU")
     add_flags(parser, "device")
     add("--overwrite", action="store_true", help="replace caches, also those that are up to date")

@@ -35,6 +35,7 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.models.checkpoint import save_model
     from ups_data.stores.latents import open_cache
     from ups_data.training import ranks
+    from ups_data.training.loop import lowest
     from ups_data.training.minutes import minutes
     from ups_data.training.operator import train_operator
     from ups_data.training.publish import publish
@@ -65,7 +66,7 @@ def train(args: argparse.Namespace) -> str:
                 reports=reports,
                 state=state,
             )
-    best = min(row[2] for row in curve)
+    best = lowest(curve)
     flags = repeated(params=args.params, models=args.models, reports=args.reports)
     following = f"python -m stages.baseline {args.task}{flags}"
     return f"{args.task}: operator with a validation error of {best:.3g}; next: {following}"

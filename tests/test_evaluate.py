@@ -18,9 +18,12 @@ from ups_data.evaluation.report import gather, summary
 from ups_data.files import checksum, read_json
 from ups_data.models.autoencoder import save_autoencoder
 from ups_data.models.baselines import MeshNet, ParticleNet
+from ups_data.models.checkpoint import load_model, save_model
 from ups_data.models.operator import conditioning_facts
+from ups_data.params import View
 from ups_data.training.caching import cache_split
 
+from . import small_data
 from .small_data import CPU, LATENTS, TASKS, VIEWS, WRITERS, frames_of, trained
 
 PARAMS = Path(__file__).parents[1] / "params.yaml"
@@ -199,6 +202,60 @@ def test_an_operator_trained_on_other_latents_is_refused(places, reports, tmp_pa
         cache_split(other, frames_of(root / "data", "grid", split), cache, LATENTS, device=CPU)
     assert evaluate.main(flags(root, "grid", "evaluate")) == 1
     assert "was trained on the latents of another autoencoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["time_stride", "space_stride"])
+def test_another_view_than_that_of_the_models_is_refused(places, reports, capsys, name):
+    before = checksum(reports / TASKS["grid"] / "metrics.json")
+    assert evaluate.main([*flags(places, "grid", "evaluate"), "--set", f"datasets.{TASKS['grid']}.view.{name}=4"]) == 1
+    assert "the autoencoder was trained at the view" in capsys.readouterr().err
+    assert checksum(reports / TASKS["grid"] / "metrics.json") == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_that_were_converted_anew_are_not_compared_with_latents_of_the_old_ones(
+    places, reports, tmp_path, capsys, monkeypatch, kind
+):
+    root = tmp_path / "copy"
+    shutil.copytree(places, root)
+    monkeypatch.setattr(small_data, "SPLIT", small_data.SPLIT.model_copy(update={"seed": 1}))
+    WRITERS[kind](root / "data")
+    before = checksum(root / "reports" / TASKS[kind] / "metrics.json")
+    assert evaluate.main(flags(root, kind, "evaluate")) == 1
+    assert f"{TASKS[kind]} was converted anew since its models were trained" in capsys.readouterr().err
+    assert checksum(root / "reports" / TASKS[kind] / "metrics.json") == before
+
+
+def test_errors_at_fewer_points_than_two_are_refused(places, reports, capsys):
+    assert evaluate.main(flags(places, "grid", "evaluate", points="[1,32]")) == 1
+    assert "evaluate.points: got 32, expected 1 to 31: the view has 32 points" in capsys.readouterr().err
+
+
+def test_a_rollout_that_is_not_finite_is_named_and_the_old_report_stays(places, reports, tmp_path, capsys):
+    root, task = tmp_path / "copy", TASKS["grid"]
+    shutil.copytree(places, root)
+    before = checksum(root / "reports" / task / "details.json")
+    path = root / "models" / task / "operator.safetensors"
+    weights, config = load_model(path)
+    save_model(path, weights | {"outward.bias": torch.full_like(weights["outward.bias"], torch.nan)}, config)
+    assert evaluate.main(flags(root, "grid", "evaluate")) == 1
+    assert "operator: its prediction is not finite in 4 of 4 test trajectories; lower" in capsys.readouterr().err
+    assert checksum(root / "reports" / task / "details.json") == before
+
+
+def test_trajectories_of_a_single_frame_are_refused(places, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root, task = tmp_path / "copy", TASKS["grid"]
+    shutil.copytree(places, root)
+    monkeypatch.setitem(small_data.VIEWS, "grid", View(space_stride=2, time_stride=20))
+    model, curve = trained(root / "data", "grid", steps=1)
+    save_autoencoder(root / "models" / task / "autoencoder.safetensors", model, curve[-1][0])
+    for split in ("train", "val"):
+        cache_split(
+            model, frames_of(root / "data", "grid", split), root / "cache" / f"{task}_{split}", LATENTS, device=CPU
+        )
+    assert train.main(flags(root, "grid", "train")) == 1
+    assert "its trajectories have one frame, expected two at least; lower view.time_stride" in capsys.readouterr().err
 
 
 def test_particles_carried_by_a_turning_flow_stay_on_their_circle():

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from stages import latents as stage
 from ups_data.errors import UpsDataError
 from ups_data.files import checksum, read_json
 from ups_data.models.autoencoder import build_autoencoder, save_autoencoder
 from ups_data.params import View
+from ups_data.stores import latents
 from ups_data.stores.latents import LatentCache, cache_is_current, open_cache
 from ups_data.training import caching
 from ups_data.training.caching import cache_split, constituents
@@ -209,7 +211,13 @@ def test_a_damaged_file_is_a_sentence(caches, tmp_path, spoil, sentence, name):
 
 @pytest.mark.parametrize(
     ("manifest", "sentence"),
-    [(None, "missing or no latent cache"), ("{", "not valid JSON"), ('{"format": "x"}', "got format 'x'")],
+    [
+        (None, "missing or no latent cache"),
+        ("{", "not valid JSON"),
+        ("[]", "got format None"),
+        ('{"format": "x"}', "got format 'x'"),
+        ('{"format": "ups-data/latents", "version": 2, "key": "k"}', "got no constituents, dtype, files, frames"),
+    ],
 )
 def test_a_folder_that_is_no_cache_is_a_sentence(tmp_path, manifest, sentence):
     if manifest:
@@ -240,6 +248,22 @@ def test_a_killed_run_leaves_the_old_cache_or_none(caches, data, models, tmp_pat
         write(tmp_path, data, models, workers=2)
     assert contents(folder(tmp_path)) == before
     assert [p.name for p in tmp_path.iterdir()] == [folder(tmp_path).name]
+
+
+def test_a_disk_that_fills_up_while_a_cache_is_written_is_named(run, tmp_path, monkeypatch, capsys):
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(latents, "save_file", full)
+    assert run("--splits", "test") == 1
+    assert "no room left on" in capsys.readouterr().err
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_who_may_read_the_folder_may_read_the_cache(caches):
+    for path in folder(caches).iterdir():
+        assert path.stat().st_mode & 0o444 == folder(caches).stat().st_mode & 0o444, path.name
 
 
 def test_an_untrained_encoder_is_never_cached(data, models, tmp_path):
@@ -292,6 +316,23 @@ def test_the_stage_refuses_latents_that_the_autoencoder_does_not_have(run, tmp_p
     assert "has latent_len 8, got 16" in capsys.readouterr().err
     assert run("--set", "datasets.advection1d.view.time_stride=3") == 1
     assert "was trained at the view" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--workers", "-1"), "got '-1', expected a whole number from 0"),
+        (("--device", "meta"), "device: got 'meta', expected auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_a_flag_that_nothing_can_be_done_with_is_a_sentence(run, tmp_path, capsys, flags, sentence):
+    try:
+        status = run(*flags)
+    except SystemExit as stopped:  # argparse
+        status = stopped.code
+    assert status in (1, 2)
+    assert sentence in capsys.readouterr().err
     assert not (tmp_path / "cache").exists()
 
 

@@ -213,6 +213,21 @@ def test_windows_that_do_not_fit_the_trajectories_are_refused():
         unrolling(knobs, 12, "waves")
 
 
+def test_a_stride_that_a_short_training_does_not_come_to_must_fit_too():
+    assert unrolling(Train(**(KNOBS | {"steps": 1, "strides": [1, 11], "history": 1, "unroll": [1]})), 12, "waves")
+    with pytest.raises(UpsDataError, match=r"at stride 12 span 13 frames, but the trajectories have 12; lower"):
+        unrolling(Train(**(KNOBS | {"steps": 1, "strides": [1, 12], "history": 1, "unroll": [1]})), 12, "waves")
+
+
+def test_an_operator_whose_weights_are_not_those_of_its_config_is_a_sentence(tmp_path):
+    model = operator()
+    weights = model.state_dict()
+    weights.pop("inward.weight")
+    save_model(tmp_path / "operator.safetensors", weights, model.config)
+    with pytest.raises(UpsDataError, match=r"do not fit the config .*inward\.weight.*train it again"):
+        load_operator(tmp_path / "operator.safetensors", CPU)
+
+
 def test_a_width_that_the_heads_cannot_share_is_refused():
     with pytest.raises(UpsDataError, match=r"train.width: got 18, expected a multiple of 4"):
         operator(width=18)

@@ -57,6 +57,7 @@ def test_the_projects_own_params_are_valid():
         ("datasets.burgers1d.train.stpes", 5, ["datasets.burgers1d.train.stpes", "unknown key"]),
         ("datasets.burgers1d.train.steps", "many", ["datasets.burgers1d.train.steps", "'many'", "integer"]),
         ("datasets.burgers1d.train.steps", 1.5, ["datasets.burgers1d.train.steps", "1.5", "integer"]),
+        ("datasets.burgers1d.train.seed", 1 << 32, ["datasets.burgers1d.train.seed", "less than 4294967296"]),
         ("datasets.burgers1d.train.steps", KeyError, ["datasets.burgers1d.train.steps", "missing"]),
         ("datasets.burgers1d.train.steps", {"a": 1}, ["datasets.burgers1d.train.steps: got a section", "integer"]),
         ("datasets.burgers1d.splits.train", 0.9, ["datasets.burgers1d.splits: train + val + test must be 1, got 1.1"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -13,6 +14,8 @@ import yaml
 
 from stages import predict as stage
 from ups_data.conversion.grid import convert_grid
+from ups_data.errors import UpsDataError
+from ups_data.evaluation.predict_grid import Seen
 from ups_data.files import checksum
 from ups_data.models.autoencoder import load_autoencoder, save_autoencoder
 from ups_data.models.checkpoint import save_model, weights_id
@@ -119,6 +122,49 @@ def test_the_given_frames_alone_are_enough(root, tmp_path):
     with h5py.File(tmp_path / "short.h5") as short, h5py.File(tmp_path / "whole.h5") as whole:
         assert np.array_equal(short["data"], whole["data"])
         assert np.isnan(short["error"][:]).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, -20.0])
+def test_a_parameter_that_has_no_logarithm_is_a_sentence(root, tmp_path, capsys, beta):
+    with np.load(root / "raw/particles/3.npz") as shard:
+        write_npz(tmp_path / "p.npz", dict(shard) | {"beta": np.float64(beta)})
+    assert roll_out(root, "particles", tmp_path / "p.npz", tmp_path / "r.h5", "--given", "2") == 1
+    assert f"p.npz: beta: got {beta:g}, expected a positive number" in capsys.readouterr().err
+    assert not (tmp_path / "r.h5").exists()
+
+
+def test_a_force_with_numbers_that_are_not_finite_is_a_sentence():
+    force = np.zeros((2, 8, 1))
+    force[1, 3] = np.nan
+    raw = SimpleNamespace(path="flow.h5", time=np.arange(3.0), space=[8], read_static=lambda row: force[row])
+    autoencoder = SimpleNamespace(config={"view": {"space_stride": 1, "time_stride": 1}, "token_grid": [4]})
+    operator = SimpleNamespace(config={"static_fields": {"mean": [0.0], "std": [1.0]}, "time_step": 1.0})
+    request = SimpleNamespace(autoencoder=autoencoder, operator=operator, stride=1, device=CPU)
+    assert Seen(raw, request).static([0], request).shape == (1, 4, 2)
+    with pytest.raises(UpsDataError, match=r"flow\.h5: sample 1 has numbers that are not finite"):
+        Seen(raw, request).static([0, 1], request)
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_single_frame_goes_on_by_the_time_step_of_the_training(root, tmp_path, frames):
+    """With a view of every second frame, and one that is given: no second frame says how far apart they are."""
+    folder = tmp_path / "models" / TASKS["grid"]
+    autoencoder, operator = models(root, "grid")
+    save_autoencoder(folder / "autoencoder.safetensors", autoencoder, 15)
+    config = operator.config | {"history": 1}
+    weights = operator.state_dict()
+    weights["inward.weight"] = weights["inward.weight"][:, : config["latent_dim"]]
+    with h5py.File(grid_file(root)) as raw:
+        whole, time = raw["tensor"][:], raw["t-coordinate"][:]
+    save_model(folder / "operator.safetensors", weights, config | {"time_step": float(time[2] - time[0])})
+    short = tmp_path / grid_file(root).name
+    write_one_array(short, whole[:, :frames], {"beta": 0.5})
+    for name, file in (("short", short), ("whole", grid_file(root))):
+        more = "--given", "1", "--steps", "3", "--models", str(tmp_path / "models")
+        assert roll_out(root, "grid", file, tmp_path / f"{name}.h5", *more) == 0
+    with h5py.File(tmp_path / "short.h5") as short, h5py.File(tmp_path / "whole.h5") as whole:
+        assert np.allclose(short["time"], whole["time"])
+        assert np.allclose(short["data"], whole["data"], atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", list(TASKS))

@@ -75,6 +75,35 @@ def test_a_loss_that_is_not_finite_is_a_sentence(tmp_path):
         regression(tmp_path, factor=float("nan"))
 
 
+def validated_by(values, state):
+    """Train a single weight; the checks give these values. Returns the model, the weights at each check, the curve."""
+    model, seen = nn.Linear(1, 1), []
+
+    def validate():
+        seen.append(model.weight.item())
+        return values[len(seen) - 1]
+
+    knobs = Optimiser(steps=len(values), batch=2, learning_rate=0.1, seed=0)
+    rows = {"x": torch.ones(2, 1)}
+    curve = loop.fit(
+        model, lambda step: rows, lambda batch: model(batch["x"]).square().mean(), validate, knobs,
+        state=state, key="k", label="line", checks=len(values),
+    )  # fmt: skip
+    return model, seen, curve
+
+
+@pytest.mark.parametrize("first", [float("nan"), float("inf")])
+def test_a_rollout_that_diverges_at_first_does_not_keep_the_weights_it_had_then(tmp_path, first):
+    model, seen, curve = validated_by([first, 0.5, 0.2, 0.3], tmp_path)
+    assert model.weight.item() == seen[2]
+    assert loop.lowest(curve) == 0.2
+
+
+def test_weights_whose_rollouts_all_diverge_are_refused(tmp_path):
+    with pytest.raises(UpsDataError, match="never finite; lower the learning_rate"):
+        validated_by([float("nan"), float("inf")], tmp_path)
+
+
 def test_equal_weights_are_equal_bytes_and_are_read_back(tmp_path):
     weights = {"b": torch.arange(3.0), "a": torch.ones(2, 2, dtype=torch.float16)}
     save_model(tmp_path / "one", weights, {"width": 3})

@@ -210,7 +210,9 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UpsDataError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):  # torch knows more kinds, nothing here is made for them
+        raise UpsDataError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UpsDataError(f"device {name} was asked for, but this machine has no usable CUDA GPU; use cpu")
     return device

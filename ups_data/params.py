@@ -185,7 +185,7 @@ class Optimiser(Knobs):
         description="Items of a step: frames of the autoencoder, starting points of operator and baseline"
     )
     learning_rate: PositiveFloat = Field(description="Peak learning rate, after the warm-up and before the cosine")
-    seed: Count = Field(description="Seed of the weights and of the batches")
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = Field(description="Seed of the weights and of the batches")
 
 
 class Autoencoder(Optimiser):

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor
 
+from ups_data.errors import UpsDataError
+
 BATCH_VALUES = 1 << 24  # numbers of truth in a batch: 64 MB, and a handful of predictions of that size
 
 
@@ -37,6 +39,8 @@ class Forecast:
         """The forecast at every n-th point of a grid."""
         if points == 1:
             return self
+        if points >= (most := min(self.truth.shape[2:-1])):
+            raise UpsDataError(f"evaluate.points: got {points}, expected 1 to {most - 1}: the view has {most} points")
         chosen = (slice(None), slice(None), *[slice(None, None, points)] * (self.truth.ndim - 3))
         predictions = {name: prediction[chosen] for name, prediction in self.predictions.items()}
         axes = {axis: values[::points] for axis, values in self.geometry.items()}

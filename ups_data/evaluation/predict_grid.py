@@ -28,17 +28,30 @@ class Seen:
         view = request.autoencoder.config["view"]
         self.raw, self.every = raw, slice(None, None, view["space_stride"])
         self.stride = view["time_stride"] * request.stride
+        self.step = self._time_step(request)
         self.times = raw.time[:: self.stride]
         self.resolution = [len(range(0, points, view["space_stride"])) for points in raw.space]
+
+    def _time_step(self, request: Request) -> float:
+        """Time from one frame of the rollout to the next; that of the operator where the file has a single frame."""
+        times = self.raw.time
+        if len(times) > self.stride:
+            return float(times[self.stride] - times[0])
+        if len(times) > 1:  # fewer frames than one step of the rollout goes over
+            return float(times[1] - times[0]) * self.stride
+        return request.operator.config["time_step"] * request.stride
 
     def fields(self, row: int, start: int, stop: int, channels: list[str]) -> np.ndarray:
         """Frames start..stop of a sample: [stop - start, X.., C]."""
         first, end = start * self.stride, (stop - 1) * self.stride + 1
         values = self.raw.read(row, first, end)[(slice(None, None, self.stride), *[self.every] * len(self.resolution))]
         values = values[..., [self.raw.channels.index(name) for name in channels]].astype(np.float32)
+        self._check_finite(row, values)
+        return values
+
+    def _check_finite(self, row: int, values: np.ndarray) -> None:
         if not np.isfinite(values).all():
             raise UpsDataError(f"{self.raw.path}: sample {row} has numbers that are not finite; fetch the file again")
-        return values
 
     def static(self, rows: list[int], request: Request) -> Tensor | None:
         """The patches of the fields that do not change in time [B, L, Q], where the operator wants them."""
@@ -46,6 +59,8 @@ class Seen:
             return None
         space = (self.every,) * len(self.resolution)
         fields = np.stack([self.raw.read_static(row)[space] for row in rows]).astype(np.float32)
+        for row, values in zip(rows, fields, strict=True):
+            self._check_finite(row, values)
         return static_patches(torch.from_numpy(fields), request.autoencoder.config["token_grid"]).to(request.device)
 
 
@@ -58,19 +73,19 @@ def grid_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         channels = request.autoencoder.roles["target" if static else "state"]
         steps = 1 if static else request.check_given(path, len(seen.times))
         start = 0 if static else request.given
-        step = seen.times[1] - seen.times[0] if len(seen.times) > 1 else 1.0
         samples = min(raw.samples, request.samples or raw.samples)
         values = np.array([raw.values(row) for row in range(samples)], dtype=np.float64).reshape(samples, -1)
+        request.check_values(path, list(raw.parameters), values)
         known = request.as_trained(list(raw.parameters), values)
         every = request.autoencoder.config["view"]["space_stride"]
         yield Rollout(
             samples=samples,
-            times=np.zeros(1) if static else seen.times[0] + step * np.arange(start, start + steps),
+            times=np.zeros(1) if static else seen.times[0] + seen.step * np.arange(start, start + steps),
             frames={"data": (*seen.resolution, len(channels))},
             channels=channels,
             error_channels=channels,
             parameters=dict(zip(raw.parameters, values.T, strict=True)),
-            blocks=_blocks(seen, request, channels, known, float(step), start, steps),
+            blocks=_blocks(seen, request, channels, known, start, steps),
             arrays={axis: points[::every] for axis, points in raw.coordinates.items()},
         )
 
@@ -87,21 +102,21 @@ def _check(raw: RawFile, seen: Seen, request: Request) -> None:
             raise UpsDataError(f"{raw.path}: {what}: got {got} at the view of the models, expected {expected}")
     if request.operator.config.get("static_fields") and not raw.static_channels:
         raise UpsDataError(f"{raw.path}: has no fields that stay as they are (a force), but the operator wants them")
-    if request.operator.static or len(seen.times) < 2:
+    if request.operator.static:
         return
-    step, trained = seen.times[1] - seen.times[0], request.operator.config["time_step"]
+    step, trained = seen.step, request.operator.config["time_step"]
     if request.stride == 1 and not np.isclose(step, trained, rtol=1e-3):
         console.say(f"{raw.path.name}: its time step is {step:.4g}, the operator was trained at {trained:.4g}")
 
 
 def _blocks(
-    seen: Seen, request: Request, channels: list[str], values: np.ndarray, step: float, start: int, steps: int
+    seen: Seen, request: Request, channels: list[str], values: np.ndarray, start: int, steps: int
 ) -> Iterator[Block]:
     """Samples a batch at a time, their frames as many at a time as a batch may hold."""
     frame = int(np.prod(seen.resolution)) * len(channels)
     role = "target" if request.operator.static else "state"
     for rows in batches(len(values), frame * max(steps, request.operator.history)):
-        latents = _future(seen, request, rows, values[rows], step, steps)
+        latents = _future(seen, request, rows, values[rows], steps)
         size = max(1, BATCH_VALUES // (frame * len(rows)))
         for first in range(0, steps, size):
             stop = min(first + size, steps)
@@ -115,7 +130,7 @@ def _blocks(
             yield Block(slice(rows[0], rows[-1] + 1), slice(first, stop), {"data": made}, errors)
 
 
-def _future(seen: Seen, request: Request, rows: list[int], values: np.ndarray, step: float, steps: int) -> Tensor:
+def _future(seen: Seen, request: Request, rows: list[int], values: np.ndarray, steps: int) -> Tensor:
     """Latents of the predicted frames: [B, steps, L, D]."""
     autoencoder, operator = request.autoencoder, request.operator
     parameters = torch.from_numpy(values).to(request.device)
@@ -126,5 +141,5 @@ def _future(seen: Seen, request: Request, rows: list[int], values: np.ndarray, s
     known = autoencoder.encode(frames, role).unflatten(0, (len(rows), stop - start))
     if operator.static:
         return operator(known, parameters, torch.ones(len(rows), device=request.device))
-    time_step = torch.full((len(rows),), step, device=request.device)
+    time_step = torch.full((len(rows),), seen.step, device=request.device)
     return operator.rollout(known, parameters, time_step, steps, seen.static(rows, request))

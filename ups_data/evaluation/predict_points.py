@@ -28,6 +28,7 @@ def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         request.check_channels(path, shard.channels)
         found = shard.parameters()
         request.check_parameters(path, list(found))
+        request.check_values(path, list(found), np.array([[value for _, value in found.values()]]))
         samples = min(shard.samples, request.samples or shard.samples)
         channels, coords = request.autoencoder.roles["target"], shard.topology.coords
         yield Rollout(
@@ -78,6 +79,7 @@ def particle_rollout(path: Path, request: Request) -> Iterator[Rollout]:
             raise UpsDataError(f"{path}: got {shard.dimension} dimensions, expected {len(velocities)}")
         found = shard.parameters()
         request.check_parameters(path, list(found))
+        request.check_values(path, list(found), np.array([[value for _, value in found.values()]]))
         stride = request.autoencoder.config["view"]["time_stride"]
         times = shard.times[::stride]
         steps = request.check_given(path, len(times))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ups_data import console, files
+from ups_data.errors import UpsDataError
 from ups_data.evaluation import leaderboard, metrics
 from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.grids import grid_forecasts
@@ -194,6 +195,17 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
     return result
 
 
+def _refuse_diverged(task: str, scores: dict[str, np.ndarray]) -> None:
+    """Raise UpsDataError for a predictor that says something else than numbers: its errors have no mean."""
+    for name in STEP_COLUMNS:
+        if name in scores and not (finite := np.isfinite(scores[name]).all(axis=(1, 2))).all():
+            stage = {"operator": "train"}.get(model := leaderboard.TRAINED.get(name, name), model)
+            raise UpsDataError(
+                f"{task}: {name}: its prediction is not finite in {int((~finite).sum())} of {len(finite)} test "
+                f"trajectories; lower {stage}.learning_rate and run `python -m stages.{stage} {task}` again"
+            )
+
+
 def _draw(folder: Path, task: str, kind: str, forecasts: Forecasts, found: Gathered, chosen: Sequence[int]) -> None:
     """Everything that is looked at: the `chosen` samples, still and as numbers; all that were kept, in motion."""
     from ups_data.evaluation import animation, pictures, record
@@ -233,6 +245,7 @@ def board_rows(task: str, forecasts: Forecasts, evaluation: Evaluation, found: G
     }
     seen, rows = evaluation.seen, []
     for points, scores in found.scores.items():
+        _refuse_diverged(task, scores)
         protocol = {
             "task": task,
             "given": given_frames(evaluation),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ups_data.errors import UpsDataError
 from ups_data.manifest import read_manifest
-from ups_data.models.autoencoder import Autoencoder, load_autoencoder
+from ups_data.models.autoencoder import Autoencoder, check_view, load_autoencoder
 from ups_data.models.baselines import Baseline, load_baseline
 from ups_data.models.operator import LatentOperator, load_operator
 from ups_data.params import Dataset, View
@@ -58,10 +58,18 @@ def open_evaluation(
 ) -> Evaluation:
     """Open all that a task's evaluation needs.
 
-    Raises UpsDataError when something is missing, or when the operator was trained on another autoencoder's latents.
+    Raises UpsDataError when something is missing, or does not belong to the rest: the truth is read from the data, and
+    latents of other trajectories, or at another view, would be compared with it as if they were its own.
     """
+    manifest = read_manifest(data, task)
     autoencoder = load_autoencoder(models / task / "autoencoder.safetensors", device)
+    check_view(autoencoder, task, knobs.view)
     latents = open_cache(cache, task, "test", autoencoder)
+    if autoencoder.config["data"] != manifest["key"]:
+        raise UpsDataError(
+            f"{data}: {task} was converted anew since its models were trained; train them again with "
+            f"`python -m stages.autoencoder {task}` and what follows it, or `dvc repro`"
+        )
     operator = load_operator(models / task / "operator.safetensors", device)
     if operator.config["autoencoder"] != autoencoder.constituents()["weights"]:
         raise UpsDataError(
@@ -69,7 +77,7 @@ def open_evaluation(
             f"train it again with `python -m stages.train {task}`"
         )
     return Evaluation(
-        manifest=read_manifest(data, task),
+        manifest=manifest,
         train=data / f"{task}_train.{knobs.store}",
         test=data / f"{task}_test.{knobs.store}",
         cache=latents,

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from ups_data.errors import UpsDataError
 from ups_data.models import splines
-from ups_data.models.checkpoint import load_model, save_model, weights_id
+from ups_data.models.checkpoint import load_model, load_weights, save_model, weights_id
 from ups_data.models.grid_autoencoder import GridDecoder, GridEncoder, start_linear
+from ups_data.params import View
 
 FORMAT, VERSION = "ups-data/autoencoder", 1
 BOUNDARY = "boundary"  # encoded beside the fields of a mesh: from it a model of the latents knows the domain
@@ -168,11 +169,17 @@ def load_autoencoder(path: str | Path, device: torch.device | str = "cpu") -> Au
         )
     refuse_untrained(config, str(path))
     autoencoder = Autoencoder(config)
-    try:
-        autoencoder.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UpsDataError(f"{path}: the weights do not fit the config ({error}); train it again") from None
+    load_weights(autoencoder, weights, path)
     return autoencoder.to(device).eval().requires_grad_(False)
+
+
+def check_view(autoencoder: Autoencoder, task: str, view: View) -> None:
+    """Raise UpsDataError unless the autoencoder was trained at the view that is asked for."""
+    if autoencoder.config["view"] != view.model_dump():
+        raise UpsDataError(
+            f"{task}: the autoencoder was trained at the view {autoencoder.config['view']}, got {view.model_dump()}; "
+            f"train it again with `python -m stages.autoencoder {task}`"
+        )
 
 
 def refuse_untrained(config: Mapping, where: str) -> None:

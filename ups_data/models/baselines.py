@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_data.errors import UpsDataError
-from ups_data.models.checkpoint import load_model
+from ups_data.models.checkpoint import load_model, load_weights
 from ups_data.models.operator import Conditioning
 from ups_data.models.padding import pad_grid
 
@@ -162,7 +162,7 @@ def load_baseline(path: str | Path, device: torch.device) -> Baseline:
             f"{path}: got {config.get('format')!r}, expected {FORMAT!r}; train it with `stages.baseline`"
         )
     model = NETWORKS[config["kind"]](config)
-    model.load_state_dict(weights)
+    load_weights(model, weights, path)
     return model.to(device).eval()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import nn
 
 from ups_data.errors import UpsDataError
 from ups_data.files import atomic
@@ -35,6 +36,15 @@ def load_model(path: str | Path) -> tuple[dict[str, torch.Tensor], dict]:
             return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 (not a dict)
     except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
         raise UpsDataError(f"{path} is not a model of ours or is damaged ({error}); train or fetch it again") from None
+
+
+def load_weights(model: nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Put the weights of a file into the model that its configuration makes; UpsDataError where they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise UpsDataError(f"{path}: the weights do not fit the config ({reason}); train it again") from None
 
 
 def weights_id(weights: dict[str, torch.Tensor]) -> str:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_data.errors import UpsDataError
-from ups_data.models.checkpoint import load_model
+from ups_data.models.checkpoint import load_model, load_weights
 from ups_data.models.padding import pad_grid
 
 FORMAT = "ups-data/operator"
@@ -279,5 +279,5 @@ def load_operator(path: str | Path, device: torch.device) -> LatentOperator:
     if config.get("format") != FORMAT:
         raise UpsDataError(f"{path}: got {config.get('format')!r}, expected {FORMAT!r}; train it with `stages.train`")
     model = LatentOperator(config)
-    model.load_state_dict(weights)
+    load_weights(model, weights, path)
     return model.to(device).eval()

@@ -12,6 +12,8 @@ Every file's size and SHA-256 stand in the manifest: a file is checked before th
 
 from __future__ import annotations
 
+import os
+import re
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -32,7 +34,11 @@ from ups_data.manifest import content_key
 
 FORMAT, VERSION = "ups-data/latents", 2
 MANIFEST, SAMPLES = "manifest.json", "samples.safetensors"
+KEYS = frozenset(  # what a reader takes from the manifest
+    ("key", "constituents", "samples", "frames", "latent_dim", "roles", "dtype", "token_grid", "shard_samples", "files")
+)
 WRITERS = 3  # shards on their way to the disk at once: one checksum alone is slower than a disk
+OS_ERROR = re.compile(r"os error (\d+)")  # as safetensors tells of one
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -82,7 +88,7 @@ def write_cache(
     files.require_space(Path(folder).parent, int(1.01 * size), f"the latent cache {folder}")
     with files.atomic(folder) as temporary:
         temporary.mkdir()
-        save_file({name: array.contiguous() for name, array in arrays.items()}, temporary / SAMPLES)
+        _save({name: array.contiguous() for name, array in arrays.items()}, temporary / SAMPLES)
         contents = _write_shards(temporary, batches, shape, roles, DTYPES[dtype], rows)
         contents[SAMPLES] = _identity(temporary / SAMPLES)
         manifest = {
@@ -160,9 +166,24 @@ def _write_shards(
 
 def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> dict[str, object]:
     """Write a file to the disk; returns its identity. All this while the next shard is encoded."""
-    save_file(tensors, path)
+    _save(tensors, path)
     files.sync(path)
     return _identity(path)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a file of tensors, as open to others as its folder: safetensors makes files for the owner alone.
+
+    Of a full disk it tells in an error of its own.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if found := OS_ERROR.search(str(error)):
+            number = int(found[1])
+            raise OSError(number, os.strerror(number), str(path)) from None
+        raise
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _shard_name(index: int) -> str:
@@ -182,11 +203,13 @@ def read_cache_manifest(folder: str | Path) -> dict:
     if not path.is_file():
         raise UpsDataError(f"{folder} is missing or no latent cache; {_remedy(folder)}")
     manifest = files.read_json(path)
-    got = manifest.get("format"), manifest.get("version")
+    got = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
     if got != (FORMAT, VERSION):
         raise UpsDataError(
             f"{path}: got format {got[0]!r} version {got[1]}, expected {FORMAT!r} version {VERSION}; {_remedy(folder)}"
         )
+    if lacking := sorted(KEYS - set(manifest)):
+        raise UpsDataError(f"{path}: got no {', '.join(lacking)}; {_remedy(folder)}")
     return manifest
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ups_data import console
 from ups_data.errors import UpsDataError
-from ups_data.models.autoencoder import Autoencoder, Frame, refuse_untrained
+from ups_data.models.autoencoder import Autoencoder, Frame, check_view, refuse_untrained
 from ups_data.models.grid_autoencoder import static_patches
 from ups_data.params import Autoencoder as Knobs
 from ups_data.params import Latents, View
@@ -50,11 +50,7 @@ def check_fit(autoencoder: Autoencoder, task: str, knobs: Knobs, view: View) -> 
                 f"{task}: the trained autoencoder has {name} {config[name]}, got {asked}; train one with "
                 f"`python -m stages.autoencoder {task} --set datasets.{task}.autoencoder.{name}={asked}`"
             )
-    if config["view"] != view.model_dump():
-        raise UpsDataError(
-            f"{task}: the autoencoder was trained at the view {config['view']}, got {view.model_dump()}; "
-            f"train it again with `python -m stages.autoencoder {task}`"
-        )
+    check_view(autoencoder, task, view)
 
 
 def cache_split(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,6 +43,11 @@ def learning_rate(step: int, knobs: Optimiser) -> float:
     return knobs.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def lowest(curve: Sequence[Sequence[float]]) -> float:
+    """The lowest validation error; that of a rollout which diverged is not finite and none to choose by."""
+    return min((row[2] for row in curve if math.isfinite(row[2])), default=math.nan)
+
+
 @dataclass
 class _Run:
     """How far a training is, beside the weights and the moments of the optimiser."""
@@ -73,7 +78,7 @@ def fit(
     weights alone (a GPU records the step: see training/steps.py); `validate()` is called `checks` times and the
     weights with the lowest value are kept. `state` is a folder for resuming: it is used when its key is `key`,
     replaced when not, and removed by the caller when the outputs are published. Returns the learning curve: rows of
-    CURVE. Raises UpsDataError when the loss is not finite.
+    CURVE. Raises UpsDataError when the loss is not finite, or the validation error at no check is.
 
     Under torchrun every rank draws the same batch and trains on its share of it; `whole` names the tensors of a batch
     that all ranks need, because their rows are no samples. Rank 0 saves the state. `matrices`: weights trained
@@ -105,11 +110,13 @@ def fit(
                 with torch.no_grad(), uncompiled(device):
                     value = float(validate())
                 run.curve.append((run.step, mean, value, rate))
-                if value <= min(row[2] for row in run.curve) or not run.best:
+                if value <= lowest(run.curve) or not run.best:
                     run.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             if time.monotonic() - saved > SAVE_EVERY and ranks.rank() == 0:
                 _save(model, optimiser, run, state, key)
                 saved = time.monotonic()
+    if math.isnan(lowest(run.curve)):
+        raise UpsDataError(f"{label}: the validation error was never finite; lower the learning_rate")
     model.load_state_dict(run.best)
     model.eval()
     return run.curve

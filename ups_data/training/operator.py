@@ -49,6 +49,11 @@ class Problem:
         self.held = {role: cache.load(role, dtype).to(device) for role in cache.roles} if held else {}
         self.parameters = torch.as_tensor(cache.parameters, device=device)
         self.parameter_names: list[str] = cache.manifest["parameter_names"]
+        if not self.static and cache.frames < 2:
+            raise UpsDataError(
+                f"{cache.folder}: its trajectories have one frame, expected two at least; lower view.time_stride and "
+                "train from the autoencoder on"
+            )
         self.time_step = 1.0 if self.static else float(cache.times[1] - cache.times[0])
 
     def window(self, role: str, samples: Sequence[int], starts: Sequence[int], length: int, stride: int) -> Tensor:
@@ -168,6 +173,12 @@ def unrolling(knobs: Train, frames: int, label: str) -> list[tuple[int, int]]:
                 f"{span} frames, but the trajectories have {frames}; lower unroll, bundle, history or strides"
             )
         plan.append((steps, stride))
+    # What is validated goes at the largest stride, which few steps do not come to.
+    if (span := _span(knobs.history, 1, max(knobs.strides))) > frames:
+        raise UpsDataError(
+            f"{label}: history {knobs.history} and a predicted frame at stride {max(knobs.strides)} span {span} "
+            f"frames, but the trajectories have {frames}; lower history or strides"
+        )
     return plan
 
 
