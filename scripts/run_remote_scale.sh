@@ -20,8 +20,8 @@ arguments
                 datasets.burgers1d.train.steps=5000 for one of them
 
 environment
-  WANDB_DATASETS  names of published datasets, separated by spaces or commas (required)
-  OVERRIDES       more KEY=VALUE pairs, separated by spaces; values without spaces
+  WANDB_DATASETS  names of published datasets, separated by spaces, commas or line breaks (required)
+  OVERRIDES       more KEY=VALUE pairs, separated by spaces or line breaks; values without spaces
   VERSION         restore the datasets as of this version's git tags, e.g. v1.0.0
   CACHE           where fetched archives are kept (artifacts/cache)
   REMOTE          the DVC remote to ask (its default)
@@ -62,6 +62,8 @@ PYTHON
 
 check_room() {
   local free_gb wanted_gb=${MIN_FREE_GB:-5}
+  [[ "$wanted_gb" =~ ^[0-9]{1,9}$ ]] || fail "MIN_FREE_GB: got '$wanted_gb', expected a whole number of GB such as 5"
+  wanted_gb=$((10#$wanted_gb)) # 08 is eight
   free_gb=$(($(df -Pk . | awk 'NR == 2 {print $4}') / 1000000))
   ((free_gb >= wanted_gb)) || fail "$free_gb GB free here, $wanted_gb wanted; free some room or set MIN_FREE_GB"
   say "$free_gb GB free"
@@ -76,15 +78,17 @@ check_gpu() {
   fi
 }
 
-# The task of a published dataset, as its registry entry says.
+# The task of a published dataset, as its registry entry says, that of VERSION where one is asked for.
 task_of() {
-  "$python" - "$1" <<'PYTHON'
+  "$python" - "$1" "${VERSION:-}" <<'PYTHON'
 import sys
+from pathlib import Path
 from ups_data.errors import UpsDataError
-from ups_data.registry import find, read_registry
+from ups_data.hydrate import find_entry, find_tag
 
+name, version = sys.argv[1:]
 try:
-    print(find(read_registry(), sys.argv[1]).task)
+    print(find_entry(name, find_tag(name, version, Path()) if version else None, Path()).task)
 except UpsDataError as error:
     sys.exit(f"run_remote_scale: {error}")
 PYTHON
@@ -181,9 +185,9 @@ main() {
     esac
   done
   local wanted=${WANDB_DATASETS:-}
-  read -r -a names <<<"${wanted//,/ }"
+  read -r -d '' -a names <<<"${wanted//,/ }" || true # to the end, over all its lines: there is no delimiter to find
   ((${#names[@]})) || fail "WANDB_DATASETS names no dataset; e.g. WANDB_DATASETS=burgers1d_subset_v1"
-  read -r -a more <<<"${OVERRIDES:-}"
+  read -r -d '' -a more <<<"${OVERRIDES:-}" || true
   overrides=("${more[@]}" "$@")
   check_room
   find_python

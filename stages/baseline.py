@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> str:
 
     with ranks.joined(pick_device(args.device)) as device:
         splits = [Path(args.data) / f"{args.task}_{split}.{knobs.store}" for split in ("train", "val")]
-        data = read_manifest(args.data, args.task)["key"]
+        made_from = {"data": read_manifest(args.data, args.task)["key"], "view": knobs.view.model_dump()}
         state = Path(".state/baseline") / args.task
         models, reports = Path(args.models) / args.task, Path(args.reports) / args.task
         with tracked(params, args.task, "baseline") as run:
@@ -52,14 +52,14 @@ def train(args: argparse.Namespace) -> str:
                     knobs.baseline,
                     knobs.view,
                     state=state,
-                    key=content_key(data=data, knobs=knobs.baseline.model_dump(), view=knobs.view.model_dump()),
+                    key=content_key(knobs=knobs.baseline.model_dump(), **made_from),
                     device=device,
                     label=f"{args.task} baseline",
                 )
             publish(
                 run,
                 "baseline",
-                lambda path: save_model(path, model.state_dict(), model.config),
+                lambda path: save_model(path, model.state_dict(), model.config | made_from),
                 curve,
                 models=models,
                 reports=reports,

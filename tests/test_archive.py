@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from tests.archive_cases import CODECS, GOLDEN, blocks_of, pack_all, tree, waves, zoo
 from ups_data import archive
+from ups_data.archive import __main__ as command
 from ups_data.archive import format as layout
 from ups_data.archive import reader
 from ups_data.archive.blocks import decode, encode, encode_by_order
@@ -321,6 +322,39 @@ def test_two_processes_that_unpack_into_one_folder_both_succeed(animals, tmp_pat
     both = [subprocess.Popen(command, cwd=GOLDEN.parents[1], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert tree(tmp_path / "out") == tree(animals)
+
+
+def test_a_folder_where_one_file_is_to_appear_stops_all_of_them(animals, tmp_path):
+    members = pack_all(animals, tmp_path / "zoo.upk")
+    last = max(member.path for member in members if "/" not in member.path)
+    (tmp_path / "out" / last / "mine").mkdir(parents=True)
+    with pytest.raises(UpsDataError, match=f"{last} is a folder, and a file is to be written there"):
+        archive.extract(tmp_path / "zoo.upk", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [last]
+
+
+def test_what_the_command_cannot_read_or_write_is_a_sentence(animals, tmp_path, capsys, monkeypatch):
+    pack_all(animals, tmp_path / "zoo.upk")
+    (tmp_path / "out").write_text("mine")
+    assert command.main(["extract", str(tmp_path / "zoo.upk"), str(tmp_path / "out")]) == 1
+    assert f"ups_data.archive: {tmp_path / 'out'}: File exists; name another" in capsys.readouterr().err
+    assert (tmp_path / "out").read_text() == "mine"
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reader, "verify", stop)
+    assert command.main(["verify", str(tmp_path / "zoo.upk")]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_list_whose_reader_goes_away_ends_quietly(animals, tmp_path):
+    pack_all(animals, tmp_path / "zoo.upk")
+    arguments = [sys.executable, "-m", "ups_data.archive", "list", tmp_path / "zoo.upk"]
+    listing = subprocess.Popen(arguments, cwd=GOLDEN.parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    listing.stdout.close()
+    assert (listing.stderr.read(), listing.wait()) == (b"", 128 + signal.SIGPIPE)
+    listing.stderr.close()
 
 
 def test_a_failed_packing_leaves_the_old_archive(tmp_path):

@@ -226,6 +226,14 @@ def test_data_that_were_converted_anew_are_not_compared_with_latents_of_the_old_
     assert checksum(root / "reports" / TASKS[kind] / "metrics.json") == before
 
 
+def test_a_baseline_trained_at_another_view_is_refused(places, reports, tmp_path, capsys):
+    root, task = tmp_path / "copy", TASKS["grid"]
+    shutil.copytree(places, root)
+    assert baseline.main([*flags(root, "grid", "baseline"), "--set", f"datasets.{task}.view.space_stride=4"]) == 0
+    assert evaluate.main(flags(root, "grid", "evaluate")) == 1
+    assert "was trained on other data or at another view" in capsys.readouterr().err
+
+
 def test_errors_at_fewer_points_than_two_are_refused(places, reports, capsys):
     assert evaluate.main(flags(places, "grid", "evaluate", points="[1,32]")) == 1
     assert "evaluate.points: got 32, expected 1 to 31: the view has 32 points" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 from stages import verify as verify_stage
 from tests.archive_cases import converted, tree
 from ups_data import archive, registry
+from ups_data.dvc_files import what_failed
 from ups_data.errors import UpsDataError
 from ups_data.hydrate import Places, hydrate
 from ups_data.packaging import package_dataset
@@ -213,8 +214,16 @@ def test_members_that_are_not_the_registrys_are_never_unpacked(at_hand, tmp_path
 def test_unknown_names_and_splits_are_sentences(at_hand, tmp_path):
     with pytest.raises(UpsDataError, match="no dataset 'wave'; it has bars_subset_v1, waves_subset_v1"):
         hydrate("wave", (), at_hand)
-    with pytest.raises(UpsDataError, match=r"dataset_registry.yaml is missing; run `dvc repro`"):
+    with pytest.raises(UpsDataError, match="source: got 'WandB', expected dvc or wandb"):
+        hydrate("waves_subset_v1", (), at_hand, source="WandB")
+    with pytest.raises(UpsDataError, match=r"dataset_registry.yaml is missing; run this in the project's folder"):
         hydrate("wave", (), replace(at_hand, repository=tmp_path / "nowhere"))
+
+
+def test_what_dvc_says_first_is_the_reason():
+    said = "WARNING: slow\nERROR: failed to connect to s3 (b/x) - Forbidden\nERROR: failed to fetch - 1 files failed\n"
+    assert what_failed(said) == "failed to connect to s3 (b/x) - Forbidden"
+    assert what_failed("hint: x\nfatal: not a git repository\n\n") == "fatal: not a git repository"
 
 
 def test_a_disk_without_room_is_found_out_first(at_hand, monkeypatch):

@@ -214,7 +214,7 @@ def test_a_damaged_file_is_a_sentence(caches, tmp_path, spoil, sentence, name):
     [
         (None, "missing or no latent cache"),
         ("{", "not valid JSON"),
-        ("[]", "got format None"),
+        ("[]", "got a JSON list, expected an object"),
         ('{"format": "x"}', "got format 'x'"),
         ('{"format": "ups-data/latents", "version": 2, "key": "k"}', "got no constituents, dtype, files, frames"),
     ],

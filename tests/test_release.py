@@ -188,6 +188,15 @@ def test_wrong_names_and_versions_are_sentences(project, capsys):
     assert tags(project) == []
 
 
+def test_a_git_that_does_not_know_who_tags_is_a_sentence(project, tmp_path):
+    git(project, "config", "--remove-section", "user")
+    nobody = dict.fromkeys(dvc_project.PERSON, "") | {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path)}
+    done = stage(project, "release", ARTIFACT, "v1.0.0", GIT_CONFIG_GLOBAL="/dev/null", **nobody)
+    assert done.returncode == 1
+    assert f"could not tag {TAG}: Git user name and email must be configured" in done.stderr
+    assert "Traceback" not in done.stderr and tags(project) == []
+
+
 def test_check_tells_a_stale_lock_from_absent_data(project):
     shutil.rmtree(project / "data")
     shutil.rmtree(project / "artifacts")

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.archive_cases import converted
+from tests.dvc_project import git
 from ups_data import registry
 from ups_data.packaging import package_dataset
 from ups_data.params import Package
@@ -104,5 +105,26 @@ def test_wrong_names_and_arguments_end_the_job_before_any_work(project):
         done = run(project, *arguments, WANDB_DATASETS=names)
         assert done.returncode == 1
         assert message in done.stderr
-    assert run(project, WANDB_DATASETS="waves_subset_v1", MIN_FREE_GB="999999").returncode == 1
+    for room, message in (("999999", "999999 wanted"), ("1.5", "MIN_FREE_GB: got '1.5'"), ("lots", "got 'lots'")):
+        done = run(project, WANDB_DATASETS="waves_subset_v1", MIN_FREE_GB=room)
+        assert done.returncode == 1 and "line" not in done.stderr
+        assert message in done.stderr
     assert not (project / "calls.txt").exists() and not (project / "data").exists()
+
+
+def test_names_and_knobs_on_several_lines_all_count(project):
+    knobs = "train.batch=64\nautoencoder.steps=5\n"
+    done = run(project, WANDB_DATASETS="waves_subset_v1\ntides_subset_v1\n", OVERRIDES=knobs)
+    assert done.returncode == 0, done.stderr
+    flags = "--set datasets.{0}.train.batch=64 --set datasets.{0}.autoencoder.steps=5"
+    for task in ("waves", "tides"):
+        assert f"train {task} {flags.format(task)}" in calls(project)
+
+
+def test_a_version_that_one_dataset_lacks_ends_the_job_before_any_work(project):
+    for arguments in (["init", "-q"], ["add", "docs"], ["commit", "-q", "-m", "all"], ["tag", "waves-subset@v1.0.0"]):
+        git(project, *arguments)
+    done = run(project, WANDB_DATASETS="waves_subset_v1 tides_subset_v1", VERSION="v1.0.0")
+    assert done.returncode == 1
+    assert "run_remote_scale: tides_subset_v1 has no version 'v1.0.0' here" in done.stderr
+    assert not (project / "data").exists()

@@ -88,6 +88,7 @@ def test_wrong_keys_are_sentences_and_leave_nothing(clone):
     refused = stage(clone, "hydrate", NAME, **credentials("wrong"))
     assert refused.returncode == 1
     assert f"stages.hydrate: DVC could not fetch {ARCHIVE}" in refused.stderr
+    assert "orbidden" in refused.stderr  # the reason, as docs/remotes.md lists it, not only that a file failed
     assert "Traceback" not in refused.stderr
     assert data_of(clone) == {}
     refused = stage(clone, "release", ARTIFACT, "v1.0.0", **credentials("wrong"))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ups_data import catalogue, console, files
 from ups_data.catalogue import BASE_URL, Entry
-from ups_data.dvc_files import READ_ONLY, Output, add_to_cache, cache_object, dvc, last_line
+from ups_data.dvc_files import READ_ONLY, Output, add_to_cache, cache_object, dvc, what_failed
 from ups_data.errors import UpsDataError
 from ups_data.parts import Part, open_part
 from ups_data.transfer import Fetcher, Policy, Unreachable
@@ -79,7 +79,7 @@ def publish(entries: Sequence[Entry], cache: Path, repository: Path = Path()) ->
         if not _linked(repository / catalogue.ROOT / entry.path, cache_object(cache, entry.md5))
     ]
     if paths and (checked_out := dvc(["checkout", *paths], repository)).returncode:
-        raise UpsDataError(f"the files are in DVC's cache, but `dvc checkout` fails: {last_line(checked_out.stderr)}")
+        raise UpsDataError(f"the files are in DVC's cache, but `dvc checkout` fails: {what_failed(checked_out.stderr)}")
     return changed
 
 

@@ -44,7 +44,7 @@ def cache_folder(repository: Path) -> Path:
     """Where DVC's cache is; UpsDataError outside a DVC repository."""
     asked = dvc(["cache", "dir"], repository)
     if asked.returncode:
-        raise UpsDataError(f"DVC does not work here ({last_line(asked.stderr)}); run this in a clone of the project")
+        raise UpsDataError(f"DVC does not work here ({what_failed(asked.stderr)}); run this in a clone of the project")
     return repository / asked.stdout.strip()
 
 
@@ -112,8 +112,11 @@ def command(words: Sequence[str], repository: Path) -> subprocess.CompletedProce
         raise UpsDataError(f"{words[0]} or the folder {repository} is not there; it is needed here") from None
 
 
-def last_line(text: str) -> str:
-    """The line of a program's standard error that says what went wrong."""
+def what_failed(text: str) -> str:
+    """The line of a program's standard error that says what went wrong.
+
+    DVC ends with a count ("1 files failed to download"); the reason is the error that it named first.
+    """
     lines: Iterator[str] = (line for line in reversed(text.splitlines()) if line.strip())
     errors = [line for line in text.splitlines() if line.startswith("ERROR: ")]
-    return errors[-1].removeprefix("ERROR: ") if errors else next(lines, "it gave no reason")
+    return errors[0].removeprefix("ERROR: ") if errors else next(lines, "it gave no reason")

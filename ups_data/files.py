@@ -136,13 +136,16 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def read_json(path: str | Path) -> dict:
-    """Read a JSON file; a missing or broken one is a sentence."""
+    """Read a JSON file that holds an object; a missing or broken one is a sentence."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UpsDataError(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UpsDataError(f"{path} is not valid JSON ({error}); delete it and run `dvc repro`") from None
+    if not isinstance(value, dict):
+        raise UpsDataError(f"{path}: got a JSON {type(value).__name__}, expected an object; delete it and `dvc repro`")
+    return value
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

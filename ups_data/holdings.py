@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ups_data.catalogue import CATALOGUE, ROOT, Entry, twins
 from ups_data.download import STATE
-from ups_data.dvc_files import cache_folder, cache_object, dvc, last_line
+from ups_data.dvc_files import cache_folder, cache_object, dvc, what_failed
 from ups_data.errors import UpsDataError
 from ups_data.parts import bytes_there
 
@@ -73,7 +73,7 @@ def _not_in_remote(families: Sequence[str], repository: Path, remote: str) -> se
     targets = [(CATALOGUE / f"{family}.dvc").as_posix() for family in families]
     asked = dvc(["status", "--cloud", "--json", *(["--remote", remote] if remote else []), *targets], repository)
     if asked.returncode:
-        raise UpsDataError(f"the DVC remote {remote or '(default)'} cannot be asked: {last_line(asked.stderr)}")
+        raise UpsDataError(f"the DVC remote {remote or '(default)'} cannot be asked: {what_failed(asked.stderr)}")
     return {path for path, state in json.loads(asked.stdout).items() if state in ("new", "missing")}
 
 

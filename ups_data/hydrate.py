@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ups_data import archive, console, execution, files, registry
-from ups_data.dvc_files import add_to_cache, cache_folder, cache_object, command, dvc, last_line, locked_outputs
+from ups_data.dvc_files import add_to_cache, cache_folder, cache_object, command, dvc, locked_outputs, what_failed
 from ups_data.errors import UpsDataError
 from ups_data.mirror.fetch import fetch_archive
 from ups_data.packaging import item as item_of
@@ -49,6 +49,8 @@ def hydrate(
     the person. Raises UpsDataError for an unknown name, an archive that is nowhere to be had, damaged or
     hostile, or a disk without room.
     """
+    if source not in get_args(Source):
+        raise UpsDataError(f"source: got {source!r}, expected {' or '.join(get_args(Source))}")
     tag = find_tag(name, version, places.repository) if version else None
     entry = find_entry(name, tag, places.repository)
     if unknown := [s for s in splits if s not in entry.splits]:
@@ -187,7 +189,7 @@ def find_entry(name: str, tag: str | None, repository: Path) -> registry.Entry:
     where = f"{tag}:{registry.REGISTRY}"
     shown = command(["git", "show", where], repository)
     if shown.returncode:
-        raise UpsDataError(f"{where} cannot be read: {last_line(shown.stderr)}")
+        raise UpsDataError(f"{where} cannot be read: {what_failed(shown.stderr)}")
     return registry.find(registry.parse_registry(shown.stdout, where), name, where)
 
 
@@ -250,7 +252,9 @@ def _fetch(packed: registry.Archive, repository: Path, remote: str | None) -> No
     """Have DVC bring the object of this commit's dvc.lock into its cache; the workspace stays as it is."""
     fetched = dvc(["fetch", f"artifacts/{packed.file}", *(["--remote", remote] if remote else [])], repository)
     if fetched.returncode:
-        raise UpsDataError(f"DVC could not fetch artifacts/{packed.file}: {last_line(fetched.stderr)}; {CHECK_REMOTE}")
+        raise UpsDataError(
+            f"DVC could not fetch artifacts/{packed.file}: {what_failed(fetched.stderr)}; {CHECK_REMOTE}"
+        )
     if ABSENT in fetched.stderr:
         remote = remote or "(the default one)"
         raise UpsDataError(f"the DVC remote {remote} has no archive {packed.file}; {CHECK_REMOTE}")
@@ -263,6 +267,6 @@ def _get(packed: registry.Archive, tag: str, places: Places, remote: str | None)
         got = dvc(["get", ".", f"artifacts/{packed.file}", *flags], places.repository)
         if got.returncode or not temporary.is_file():
             raise UpsDataError(
-                f"DVC could not get artifacts/{packed.file} at {tag}: {last_line(got.stderr)}; {CHECK_REMOTE}"
+                f"DVC could not get artifacts/{packed.file} at {tag}: {what_failed(got.stderr)}; {CHECK_REMOTE}"
             )
     return target

@@ -134,7 +134,9 @@ def read_registry(path: str | Path = REGISTRY) -> dict[str, Entry]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UpsDataError(f"{path} is missing; run `dvc repro` or `python -m stages.registry`") from None
+        raise UpsDataError(
+            f"{path} is missing; run this in the project's folder, or make it with `dvc repro`"
+        ) from None
     return parse_registry(text, str(path))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups_data import console, files, registry
-from ups_data.dvc_files import command, last_line, locked_outputs
+from ups_data.dvc_files import command, locked_outputs, what_failed
 from ups_data.dvc_repository import dvc_repository
 from ups_data.errors import UpsDataError
 
@@ -79,7 +79,7 @@ def _not_committed(repository: Path) -> Iterator[str]:
     """Git's workspace must be clean: what a tag names is what was looked at."""
     asked = command(["git", "status", "--porcelain"], repository)
     if asked.returncode:
-        raise UpsDataError(f"git does not work in {repository.absolute()}: {last_line(asked.stderr)}")
+        raise UpsDataError(f"git does not work in {repository.absolute()}: {what_failed(asked.stderr)}")
     if changed := [line[3:] for line in asked.stdout.splitlines()]:
         yield f"not committed: {some(changed)}; run `git add` and `git commit`"
 
@@ -177,8 +177,9 @@ def some(names: list[str]) -> str:
 def _tag(name: str, version: str, message: str, repository: Path) -> None:
     from gto.api import register
     from gto.exceptions import GTOException
+    from scmrepo.exceptions import SCMError
 
     try:
         register(str(repository.absolute()), name, "HEAD", version, message=message)
-    except GTOException as error:
+    except (GTOException, SCMError) as error:  # the latter of git itself: nobody told it who tags
         raise UpsDataError(f"GTO could not tag {name}@{version}: {' '.join(str(error).split())}") from None

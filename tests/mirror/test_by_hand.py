@@ -41,6 +41,24 @@ def test_a_wrong_wish_is_a_sentence(backend, capsys, flags, sentence):
     assert backend.uploaded == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--name", "a b"], "--name: got 'a b', expected letters, digits"),
+        (["--name", "a/b"], "--name: got 'a/b'"),  # it would wait where nobody looks
+        (["--name", "../../params"], "--name: got '../../params'"),  # it would lead out of the folder
+        (["--name", "x", "--alias", "a/b"], "--alias: got 'a/b'"),
+        (["--name", "x", "--metadata", '{"a": NaN}'], "x cannot be an artifact"),
+    ],
+)
+def test_what_wandb_would_refuse_never_waits(project, monkeypatch, capsys, flags, sentence):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    before = sorted(Path().rglob("*"))
+    assert sync.main([*flags, "--path", "params.yaml"]) == 1
+    assert sentence in capsys.readouterr().err
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_an_artifact_keeps_its_type(backend, capsys):
     assert sync.main(["--name", "tiny", "--path", "params.yaml"]) == 0
     assert sync.main(["--name", "tiny", "--path", ARCHIVE, "--type", "model"]) == 1

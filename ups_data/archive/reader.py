@@ -72,7 +72,7 @@ def extract(
         chosen, units = _choose(listed, only, archive)
         files.require_space(target, sum(m.size for m in chosen) + ROOM, f"unpacking {archive.name}")
         target.mkdir(parents=True, exist_ok=True)
-        _refuse_links(target, units)
+        _check_places(target, units, {member.path for member in chosen})
         with staging(target) as folder:
             restored = restore(chosen, folder, advance or _ignore)
             if accept:
@@ -143,12 +143,20 @@ def _choose(listed: list[Member], only: Sequence[str], archive: Path) -> tuple[l
     return [m for m in listed if any(m.path == u or m.path.startswith(u + "/") for u in units)], units
 
 
-def _refuse_links(target: Path, units: Sequence[str]) -> None:
-    """A linked folder between `target` and what is published would lead outside."""
+def _check_places(target: Path, units: Sequence[str], plain: set[str]) -> None:
+    """Refuse what would stop the last of the renamings after the first: all appear, or none.
+
+    A linked folder between `target` and what is published would lead outside; a folder is not replaced by a file
+    (`plain`: the paths of files).
+    """
     for unit in units:
         for parent in Path(unit).parents[:-1]:
             if (target / parent).is_symlink():
                 raise UpsDataError(f"{target / parent} is a link; remove it, files are not written through it")
+            if (target / parent).exists() and not (target / parent).is_dir():
+                raise UpsDataError(f"{target / parent} is a file, and a folder is to be there; move it away")
+        if unit in plain:
+            files.check_file(target / unit)
 
 
 # --- .upk ----------------------------------------------------------------------------------------

@@ -76,6 +76,13 @@ def open_evaluation(
             f"{models / task / 'operator.safetensors'} was trained on the latents of another autoencoder; "
             f"train it again with `python -m stages.train {task}`"
         )
+    baseline = load_baseline(models / task / "baseline.safetensors", device)
+    made_from = {"data": manifest["key"], "view": knobs.view.model_dump()}
+    if any(baseline.config.get(name) != value for name, value in made_from.items()):
+        raise UpsDataError(
+            f"{models / task / 'baseline.safetensors'} was trained on other data or at another view; train it again "
+            f"with `python -m stages.baseline {task}`"
+        )
     return Evaluation(
         manifest=manifest,
         train=data / f"{task}_train.{knobs.store}",
@@ -83,7 +90,7 @@ def open_evaluation(
         cache=latents,
         autoencoder=autoencoder,
         operator=operator,
-        baseline=load_baseline(models / task / "baseline.safetensors", device),
+        baseline=baseline,
         view=knobs.view,
         given=knobs.evaluate.given[0],
         stride=knobs.evaluate.stride,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from ups_data.mirror.upload import Mirrored, Request, mirror
 from ups_data.params import Params, Sync
 
 WAITING = Path(".state/sync")  # uploads asked for by hand while W&B was off, one file each
+ARTIFACT = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # the names that W&B takes
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def sync_files(request: Request, where: Place, knobs: Sync) -> str:
     if state == "disabled":
         return f"{request.name}: {WHY_OFF[state]}; nothing uploaded"
     if state != "online":
+        _check_wish(request)
         known = {name: files.checksum(path, "md5") for name, path in request.files.items()}
         paths = {name: str(path.absolute()) for name, path in request.files.items()}
         wish = {**asdict(request), "files": paths, "md5": known, "where": asdict(where)}
@@ -98,6 +101,23 @@ def sync_files(request: Request, where: Place, knobs: Sync) -> str:
         return f"{request.name}: {WHY_OFF[state]}; `make sync` uploads it, keep its files until then"
     mirrored = mirror(connect(where), where, request, knobs)
     return f"{mirrored.artifact}: {mirrored.done}"
+
+
+def _check_wish(request: Request) -> None:
+    """Refuse now what W&B would refuse when it is asked: a wish that waits would hold up all that wait behind it.
+
+    The client is not asked: it need not be here. A name is that of the waiting file too.
+    """
+    if not ARTIFACT.fullmatch(request.name):
+        raise UpsDataError(
+            f"--name: got {request.name!r}, expected letters, digits, dots, dashes and _, at most 128 of them"
+        )
+    if wrong := [alias for alias in request.aliases if not alias or set(alias) & set("/:")]:
+        raise UpsDataError(f"--alias: got {wrong[0]!r}, expected a word without '/' and ':'")
+    try:
+        files.to_json(request.metadata)
+    except ValueError as error:
+        raise UpsDataError(f"{request.name} cannot be an artifact: its metadata: {error}") from None
 
 
 def sync_waiting(knobs: Sync) -> Iterator[str]:

@@ -203,7 +203,7 @@ def read_cache_manifest(folder: str | Path) -> dict:
     if not path.is_file():
         raise UpsDataError(f"{folder} is missing or no latent cache; {_remedy(folder)}")
     manifest = files.read_json(path)
-    got = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
+    got = manifest.get("format"), manifest.get("version")
     if got != (FORMAT, VERSION):
         raise UpsDataError(
             f"{path}: got format {got[0]!r} version {got[1]}, expected {FORMAT!r} version {VERSION}; {_remedy(folder)}"

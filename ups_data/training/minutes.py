@@ -24,13 +24,13 @@ def minutes(folder: Path, checkpoint: str, device: torch.device, state: Path) ->
     minutes.json has an entry a checkpoint: seconds, device (name, and how many where they are several), and whether
     it may have been `resumed` from what stands in the folder `state`: then it took longer than it says.
     """
-    resumed, started = (state / "state.safetensors").is_file(), time.monotonic()
+    resumed, path = (state / "state.safetensors").is_file(), folder / "minutes.json"
+    known = files.read_json(path) if path.is_file() else {}  # before the training, not after it: it may be broken
+    started = time.monotonic()
     yield
     if ranks.rank():
         return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     several = f"{ranks.world()} x " if ranks.world() > 1 else ""
-    path = folder / "minutes.json"
-    known = files.read_json(path) if path.is_file() else {}
     entry = {"seconds": round(time.monotonic() - started, 1), "device": several + name, "resumed": resumed}
     files.write_json(path, known | {checkpoint: entry})
