@@ -82,8 +82,7 @@ def _pattern(args: argparse.Namespace) -> str:
     from ups_data.conversion.files import find_files
     from ups_data.conversion.grid import convert_file
 
-    pattern = str(Path(args.root) / args.pattern) if args.root else args.pattern
-    paths = find_files(pattern, args.limit)
+    paths = find_files(Path(args.root or ""), args.pattern, args.limit)
     files.check_file(target, paths)
     manifest = convert_file(task, split, paths, args.samples, target, workers=args.workers, scheduler=args.scheduler)
     made = f"{manifest['splits'][split]['samples']} samples of {len(paths)} files, all in one split"

@@ -292,3 +292,73 @@ def test_numbers_are_the_same_read_with_hdf5_or_without(tmp_path, monkeypatch):
             np.testing.assert_array_equal(one.data, other.data)
             assert one.groups == other.groups and one.manifest["statistics"] == other.manifest["statistics"]
             assert one.manifest["fingerprint"] == other.manifest["fingerprint"]
+
+
+def test_files_whose_names_are_equal_but_for_the_spelling_of_a_number_have_one_order(tmp_path, monkeypatch):
+    names = ["1D_Burgers_Sols_Nu1.hdf5", "1D_Burgers_Sols_Nu1.0.hdf5", "1D_Burgers_Sols_Nu1.00.hdf5"]
+    for seed, name in enumerate(names):
+        write_one_array(tmp_path / "raw" / name, line_values(10) + seed, {"Nu": 1.0})
+    found = []
+    for turn in (1, -1):  # a folder lists its files in whatever order
+        listed = [tmp_path / "raw" / name for name in names][::turn]
+        monkeypatch.setattr("ups_data.conversion.files._matches", lambda *_, listed=listed: listed)
+        convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / f"out{turn}")
+        found.append(digests(tmp_path / f"out{turn}"))
+    assert found[0] == found[1]
+
+
+def test_a_root_is_a_folder_and_no_glob(tmp_path, capsys):
+    root = write_burgers(tmp_path / "Run [1] *" / "below")
+    knobs = convert_knobs(root.parent, folder="below")
+    assert convert_grid("burgers1d", knobs, SPLITS, tmp_path / "out")["splits"]["train"]["samples"] == 48
+    out = str(tmp_path / "one_train.h5")
+    assert stage.main(["--root", str(root), "--pattern", "*Nu1.0.hdf5", "--out", out]) == 0
+    assert "20 samples of 1 files" in capsys.readouterr().out
+
+
+def test_a_glob_that_leaves_the_root_or_is_none_is_a_sentence(raw, tmp_path):
+    for change, words in (
+        ({"pattern": "**a/*.hdf5"}, r"\*\*a/\*\.hdf5"),  # no glob, or one of no file: Pythons differ
+        ({"root": str(tmp_path / "elsewhere"), "pattern": f"{raw}/*.hdf5"}, r"0\.001\.hdf5 is not below convert\.root"),
+        ({"root": str(tmp_path / "elsewhere"), "folder": str(raw)}, r"0\.001\.hdf5 is not below convert\.root"),
+        ({"root": str(tmp_path / "elsewhere"), "folder": "/no/such"}, "no file matches /no/such"),
+    ):
+        with pytest.raises(UpsDataError, match=words):
+            knobs = convert_knobs(raw).model_copy(update=change)
+            convert_grid("burgers1d", knobs, SPLITS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "points", "words"),
+    [
+        ("x-coordinate", [np.nan] * 16, "x: point 0 is nan, expected a number"),
+        ("t-coordinate", [0, 1, np.nan, 3, 4, 5, 6], "time: point 2 is nan, expected a number"),
+        ("t-coordinate", [6, 5, 4, 3, 2, 1, 0], "time: got 5 after 6 in frame 1, expected times that ascend"),
+        ("t-coordinate", [0, 1, 1, 2, 3, 4, 5], "time: got 1 after 1 in frame 2"),
+    ],
+)
+def test_times_and_coordinates_that_are_none_are_refused(tmp_path, key, points, words):
+    path = write_one_array(tmp_path / "raw" / "a_Nu1.0.hdf5", line_values(10))
+    with h5py.File(path, "r+") as file:
+        file[key][:] = points
+    with pytest.raises(UpsDataError, match=f"a_Nu1.0.hdf5: {words}"):
+        convert_grid("burgers1d", convert_knobs(path.parent), SPLITS, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "viscosity"),
+    [
+        ("a_Nu-0.4.hdf5", {}, -0.4),
+        ("a_Nu1e+3.hdf5", {}, 1000.0),
+        ("a_Nu1E-3.hdf5", {}, 0.001),
+        ("a.hdf5", {"Nu": "0.001"}, 0.001),
+        ("a.hdf5", {"Nu": b"-2.5"}, -2.5),
+        ("a.hdf5", {"Nu": np.array([0.25], ">f8")}, 0.25),
+    ],
+)
+def test_a_parameter_is_kept_however_its_number_is_spelt(tmp_path, name, attributes, viscosity):
+    write_one_array(tmp_path / "raw" / name, line_values(10), attributes)
+    manifest = convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+    assert manifest["parameters"] == {"viscosity": {"raw_name": "Nu", "values": [viscosity]}}

@@ -297,3 +297,26 @@ def test_a_sample_that_is_not_as_long_as_its_place_is_refused(tmp_path, rows):
             append("a", np.full(rows, 2.0))
     whole = np.fromfile(array.file(0), dtype="<f4")
     assert whole[3:].tolist() == [1, 1, 1], "its neighbour is as it was"
+
+
+def test_a_radius_of_a_mesh_is_a_parameter(tmp_path):
+    for index, radius in enumerate((0.1, 0.2)):
+        fields = np.random.default_rng(index).random((2, 4))
+        arrays = plain_shard(permeability=fields, solution=fields, radius=np.float64(radius))
+        write_npz(tmp_path / "raw" / f"m{index}.npz", arrays)
+    assert convert(tmp_path)["parameters"]["radius"]["values"] == [0.1, 0.2]
+
+
+def test_float64_fields_are_rounded_with_a_report_or_refused(tmp_path, capsys):
+    fields = np.arange(1.0, 17.0).reshape(4, 4)
+    fields[2, 1] = 1.0 + 0.75 * 2.0**-24
+    write_npz(tmp_path / "raw" / "m0.npz", plain_shard(permeability=fields, solution=np.ones((4, 4), "f4")))
+    facts = convert(tmp_path)["float64"]
+    assert facts == {"files": ["raw/m0.npz"], "greatest_relative_loss": pytest.approx(0.75 * 2.0**-24, rel=1e-6)}
+    assert "1 of 1 files are float64, rounded to float32 with a greatest relative loss of 4.5e-08" in (
+        capsys.readouterr().out
+    )
+    before = contents(tmp_path / "out")
+    with pytest.raises(UpsDataError, match=r"m0\.npz: its numbers are float64 .* knob convert\.float64 to round"):
+        convert(tmp_path, float64="refuse")
+    assert contents(tmp_path / "out") == before

@@ -29,9 +29,9 @@ def trajectory(seed=0, beta=20.0, count=40):
     return simulation.shard(flow, rng.random((count, 2)), np.linspace(0, 0.5, 6), 0.15, beta)
 
 
-def convert(root, out="out", folder="raw"):
+def convert(root, out="out", folder="raw", float64="round"):
     where = {"source": "npz", "root": str(root), "folder": folder, "pattern": "*.npz"}
-    knobs = Convert(**where, limit=None, samples=None, float64="round")
+    knobs = Convert(**where, limit=None, samples=None, float64=float64)
     splits = Splits(protocol="grouped", seed=0, train=0.6, val=0.2, test=0.2)
     return convert_points(TASK, "particles", knobs, splits, root / out)
 
@@ -274,3 +274,16 @@ def test_forked_workers_read_what_this_process_reads(converted):
     for got, wanted in zip(loader, expected, strict=True):
         assert got.keys() == wanted.keys()
         assert all(torch.equal(torch.as_tensor(got[k]), torch.as_tensor(wanted[k])) for k in wanted)
+
+
+def test_float64_trajectories_are_rounded_with_a_report_or_refused(tmp_path):
+    for seed in range(5):
+        arrays = trajectory(seed)
+        exact = arrays["velocities"].astype(np.float64) * (1 + 2.0**-26)
+        write_npz(tmp_path / "raw" / f"p{seed}.npz", arrays | ({"velocities": exact} if seed == 3 else {}))
+    facts = convert(tmp_path)["float64"]
+    assert facts["files"] == ["raw/p3.npz"]
+    assert facts["greatest_relative_loss"] == pytest.approx(2.0**-26, rel=1e-6)
+    with pytest.raises(UpsDataError, match=r"p3\.npz: its numbers are float64 .* knob convert\.float64 to round"):
+        convert(tmp_path, out="refused", float64="refuse")
+    assert not (tmp_path / "refused").exists()

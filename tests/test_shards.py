@@ -15,7 +15,7 @@ from ups_data.errors import UpsDataError
 from ups_data.hydrate import item_on_disk
 from ups_data.packaging import package_dataset
 from ups_data.params import Package, View
-from ups_data.stores.grid import GridReader, Stacked
+from ups_data.stores.grid import GridReader, Stacked, _files
 from ups_data.training.frames import open_frames
 
 TASK, SAMPLE = "burgers1d", 6 * 16 * 4  # bytes
@@ -130,3 +130,22 @@ def test_a_sample_beyond_the_last_is_an_index_error():
     for row in (3, -4):
         with pytest.raises(IndexError):
             stack[row]
+
+
+def test_files_are_in_the_order_of_their_numbers_beyond_a_thousand(tmp_path):
+    folder = tmp_path / "task_train.h5"
+    folder.mkdir()
+    numbers = [999, 1000, 101, 1001]
+    for number in numbers:
+        (folder / f"task_train_{number:03d}.h5").touch()
+    assert _files(folder) == [folder / f"task_train_{number}.h5" for number in sorted(numbers)]
+
+
+def test_truth_values_choose_the_samples_that_they_choose_in_one_array():
+    whole = np.arange(30).reshape(10, 3)
+    cut = Stacked([whole[:4], whole[4:]])
+    chosen = whole[:, 0] > 12
+    np.testing.assert_array_equal(cut[chosen], whole[chosen])
+    np.testing.assert_array_equal(cut[~chosen, 1], whole[~chosen, 1])
+    with pytest.raises(IndexError, match=r"shape \(9,\), expected one for each of 10"):
+        cut[chosen[:9]]

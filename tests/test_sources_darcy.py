@@ -1,5 +1,6 @@
 """The reader of Darcy flow: a coefficient and a solution, one split a coefficient, how far from the equation it is."""
 
+import h5py
 import numpy as np
 import pytest
 
@@ -74,3 +75,22 @@ def test_the_residual_knows_the_spacing_of_each_axis():
     quadratic = -(x[:, None] ** 2) - 0.5 * y[None] ** 2  # a constant Laplacian: -3
     assert darcy_residual(np.ones((20, 40)), quadratic, 3.0, [1 / 20, 1 / 40]) < 1e-9
     assert darcy_residual(np.ones((20, 40)), quadratic, 6.0, [1 / 20, 1 / 40]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("beta", "points"), [(None, 12), (0.0, 12), (1.0, 2), (1.0, 1)])
+def test_without_a_source_or_an_inner_point_there_is_no_residual(tmp_path, beta, points):
+    permeability = np.random.default_rng(0).random((10, points, points))
+    path = write_darcy(tmp_path / "2D_DarcyFlow_Train.hdf5", permeability, permeability**2, beta or 0.0)
+    if beta is None:
+        with h5py.File(path, "r+") as file:
+            del file.attrs["beta"]
+    samples, manifest = converted(tmp_path, "*.hdf5", tmp_path / "out")
+    assert "residual" not in manifest and len(samples) == 10
+
+
+def test_a_file_without_a_source_stands_beside_one_with_a_residual(tmp_path):
+    for beta in (0.0, 1.0):
+        permeability, solution = darcy_samples(10, 1.0)
+        write_darcy(tmp_path / f"2D_DarcyFlow_beta{beta}_Train.hdf5", permeability, beta * solution, beta)
+    _, manifest = converted(tmp_path, "*.hdf5", tmp_path / "out")
+    assert [file["name"] for file in manifest["residual"]["files"]] == ["2D_DarcyFlow_beta1.0_Train.hdf5"]

@@ -2,6 +2,7 @@
 
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from scipy import sparse
@@ -227,3 +228,24 @@ def test_a_line_carries_no_tracers(tmp_path):
     write_one_array(tmp_path / "1D_Burgers_Sols_Nu0.1.hdf5", np.zeros((2, 3, 8), np.float32))
     with pytest.raises(UpsDataError, match=r"got channels u of 3 frames in 1 dimensions, expected velocity_x"):
         convert_points("p", "particles", convert_knobs(tmp_path, tracers=TRACERS), SPLITS, tmp_path / "out")
+
+
+def test_a_source_that_is_no_number_is_refused_on_a_mesh_too(tmp_path):
+    permeability = np.random.default_rng(0).random((10, 4, 4))
+    write_darcy(tmp_path / "raw/2D_DarcyFlow_Train.hdf5", permeability, permeability, np.nan)
+    with pytest.raises(UpsDataError, match=r"Train\.hdf5: source_strength is nan, expected a number"):
+        convert_points("darcy2d_mesh", "mesh", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+
+
+def test_tracers_of_a_float64_flow_are_rounded_with_a_report_or_refused(flows, tmp_path):
+    with h5py.File(flows / "ns_incom_inhom_2d_512-1.h5", "r+") as file:
+        exact = file["velocity"][:].astype(np.float64)
+        del file["velocity"]
+        file["velocity"] = exact
+    knobs = convert_knobs(flows, "*.h5", tracers=TRACERS)
+    facts = convert_points("p", "particles", knobs, SPLITS, tmp_path / "out")["float64"]
+    assert facts["files"] == ["ns_incom_inhom_2d_512-1.h5"] and 0 < facts["greatest_relative_loss"] <= 2.0**-24
+    with pytest.raises(UpsDataError, match=r"512-1\.h5: its numbers are float64"):
+        refusing = knobs.model_copy(update={"float64": "refuse"})
+        convert_points("p", "particles", refusing, SPLITS, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()

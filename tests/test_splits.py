@@ -81,3 +81,10 @@ def test_the_official_split_leaks_when_several_files_are_pooled():
     assert names[0] == "test" and names[10] == "test"
     other_order = [f"{(i * 7) % 10}" for i in range(10)]  # its twins stand in other rows
     assert leaked_share([*map(str, range(10)), *other_order[::-1]], names) > 0
+
+
+def test_the_official_split_gives_no_row_twice_and_no_wanted_split_nothing():
+    halves = SPLITS.model_copy(update={"protocol": "pdebench", "train": 0.0, "val": 0.5, "test": 0.5})
+    assert positional_splits([3], halves, test_first=True) == [["test", "test", "val"]]
+    with pytest.raises(UpsDataError, match="files of 3 samples are too small for val, test under the protocol pdeb"):
+        positional_splits([3, 3], SPLITS, test_first=True)

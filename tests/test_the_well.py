@@ -121,3 +121,28 @@ def test_a_file_of_another_source_than_the_knob_says_is_refused(tmp_path):
     write_well(tmp_path / "made.hdf5")
     with pytest.raises(UpsDataError, match=r"convert\.source is pdebench, but the file is in a layout of the_well"):
         converted(tmp_path, "*.hdf5", tmp_path / "out")
+
+
+def rename_field(file):
+    file.move("t0_fields/forcing", "t0_fields/velocity_x")
+    file["t0_fields"].attrs["field_names"] = ["density", "speed_of_sound", "velocity_x"]
+
+
+def add_parameter(file):
+    file.attrs["simulation_parameters"] = ["Alpha", "alpha"]
+    file.attrs["alpha"] = 7.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (rename_field, "two fields have the channel 'velocity_x'"),
+        (add_parameter, "the parameters 'Alpha' and 'alpha' would both be called 'alpha'"),
+    ],
+)
+def test_two_things_that_would_have_one_name_are_refused(tmp_path, spoil, sentence):
+    write_well(tmp_path / "made.hdf5")
+    with h5py.File(tmp_path / "made.hdf5", "r+") as file:
+        spoil(file)
+    with pytest.raises(UpsDataError, match=f"made.hdf5: {sentence}"):
+        converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")

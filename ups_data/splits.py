@@ -89,12 +89,21 @@ def positional_splits(counts: Sequence[int], splits: Splits, test_first: bool) -
 
     The official HDF5 loader takes the first share of every file as test, the group-file loader the last;
     there is no official validation set, so ours is cut from the end of their training rows.
+    Raises UpsDataError when the files are too small to give every wanted split a row.
     """
     assigned = []
     for count in counts:
-        test, val = round(count * splits.test), round(count * splits.val)
+        test = round(count * splits.test)
+        val = min(round(count * splits.val), count - test)  # halves are rounded up twice
         rows = ["train"] * (count - test - val) + ["val"] * val
         assigned.append(["test"] * test + rows if test_first else rows + ["test"] * test)
+    found = {name for file in assigned for name in file}
+    if missing := [name for name in SPLITS if getattr(splits, name) > 0 and name not in found]:
+        sizes = ", ".join(map(str, sorted(set(counts))))
+        raise UpsDataError(
+            f"splits: files of {sizes} samples are too small for {', '.join(missing)} under the protocol pdebench; "
+            "take more samples, set the share to 0, or splits.protocol: grouped"
+        )
     return assigned
 
 

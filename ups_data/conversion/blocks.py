@@ -18,7 +18,7 @@ import numpy as np
 
 from ups_data.conversion.plan import Plan, check_finite, read_exact, read_frames
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile
+from ups_data.sources.raw import RawFile, rounded
 from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.statistics import STRIP, Sums, new_scratch
 
@@ -174,21 +174,10 @@ def _boxes(source: Source, piece: Piece) -> Iterator[np.ndarray]:
 
 def _copy_values(raw: RawFile, piece: Piece, target: int, sums: Sums) -> float:
     """Copy what the reader makes of the file; return the greatest loss of rounding."""
-    values, loss = _rounded(raw, piece)
+    values, loss = rounded(read_exact(raw, piece.row, piece.start, piece.stop))
     sums.add_rows(values.reshape(-1, values.shape[-1]))
     _write(target, np.ascontiguousarray(values), piece.offset)
     return loss
-
-
-def _rounded(raw: RawFile, piece: Piece) -> tuple[np.ndarray, float]:
-    """Frames as float32, and the greatest relative loss of a number (of the least normal one, if it is below that)."""
-    exact = read_exact(raw, piece.row, piece.start, piece.stop)
-    with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN are for check_finite
-        values = exact.astype(np.float32, copy=False)
-        if values.dtype == exact.dtype:
-            return values, 0.0
-        lost = np.abs(exact - values) / np.maximum(np.abs(exact), np.finfo(np.float32).tiny)
-    return values, float(lost.max())
 
 
 def _start_writing(target: int, pieces: Sequence[Piece], channels: int) -> None:

@@ -23,14 +23,11 @@ def special_facts(plan: Plan, loss: float) -> dict[str, object]:
     if plan.first.axis_names:
         facts["axis_names"] = list(plan.first.axis_names)
     facts |= twin_facts(plan.root, plan.twins)
-    if plan.rounded:
-        facts["float64"] = {"files": [_name(plan.root, p) for p in plan.rounded], "greatest_relative_loss": loss}
-        console.say(
-            f"{plan.task}: {len(plan.rounded)} of {len(plan.paths)} files are float64, rounded to float32 with a "
-            f"greatest relative loss of {loss:.1e}"
-        )
-    if plan.first.residual:
-        values = [[s.residual for s in plan.samples if s.file == i] for i in range(len(plan.paths))]
+    facts |= float64_facts(plan.task, plan.root, plan.rounded, len(plan.paths), loss)
+    values: list[list[float]] = [[] for _ in plan.paths]
+    for sample in plan.samples:
+        values[sample.file] += [] if sample.residual is None else [sample.residual]
+    if any(values):
         facts["residual"] = residual_facts([_name(plan.root, p) for p in plan.paths], values)
     return facts
 
@@ -41,10 +38,21 @@ def twin_facts(root: Path, twins: list[tuple[Path, Path]]) -> dict[str, object]:
     return {"twins": found} if found else {}
 
 
+def float64_facts(task: str, root: Path, rounded: list[Path], files: int, loss: float) -> dict[str, object]:
+    """Which of so many files were rounded, and the greatest relative loss of a number; said."""
+    if not rounded:
+        return {}
+    console.say(
+        f"{task}: {len(rounded)} of {files} files are float64, rounded to float32 with a greatest relative loss of "
+        f"{loss:.1e}"
+    )
+    return {"float64": {"files": [_name(root, path) for path in rounded], "greatest_relative_loss": loss}}
+
+
 def residual_facts(names: list[str], values: list[list[float]]) -> dict[str, object]:
-    """How far the solutions of each file are from solving their equation; said, file by file."""
+    """How far the solutions of each file are from solving their equation, where it can be told; said, file by file."""
     files = []
-    for name, found in zip(names, values, strict=True):
+    for name, found in ((name, found) for name, found in zip(names, values, strict=True) if found):
         files.append({"name": name, "median": float(np.median(found)), "maximum": max(found)})
         console.say(
             f"{name}: relative residual of the published solutions: median {files[-1]['median']:.2g}, "

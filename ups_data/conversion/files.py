@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 
 from ups_data import files
@@ -28,24 +29,32 @@ def natural_key(name: str) -> list[tuple[int, float, str]]:
     return [(1, float(part), "") if i % 2 else (0, 0.0, part) for i, part in enumerate(parts)]
 
 
-def find_files(pattern: str, limit: int | None) -> list[Path]:
-    """The files matching a glob in natural order, at most `limit`; none at all is an error."""
-    found = sorted(_matches(pattern), key=lambda p: natural_key(str(p)))
+def find_files(folder: Path, pattern: str, limit: int | None) -> list[Path]:
+    """The files of a folder that match a glob, in natural order, at most `limit`; none at all is an error.
+
+    The folder is taken as it is written, whatever stands in its name; an absolute glob is of no folder.
+    """
+    # Names that differ in the spelling of a number alone (1.0, 1.00) are equal naturally: their text decides.
+    found = sorted(_matches(folder, pattern), key=lambda p: (natural_key(str(p)), str(p)))
     if lost := [path for path in found if path.is_symlink() and not path.exists()]:
         raise UpsDataError(f"{lost[0]} is a link to nothing; fetch the file again (`dvc checkout`), or remove the link")
     paths = [path for path in found if path.is_file()][:limit]
     if not paths:
         raise UpsDataError(
-            f"no file matches {pattern}; make the sample with `dvc repro`, fetch the files, "
+            f"no file matches {folder / pattern}; make the sample with `dvc repro`, fetch the files, "
             "or correct --root or --pattern"
         )
     return paths
 
 
-def _matches(pattern: str) -> list[Path]:
+def _matches(folder: Path, pattern: str) -> list[Path]:
     path = Path(pattern)
-    anchor = Path(path.anchor) if path.is_absolute() else Path()
-    return list(anchor.glob(str(path.relative_to(path.anchor) if path.is_absolute() else path)))
+    if path == Path():  # an empty glob: the folder itself, which is no file
+        return []
+    try:
+        return list((folder / path.anchor).glob(str(path.relative_to(path.anchor))))
+    except ValueError as error:
+        raise UpsDataError(f"--pattern, or the knob convert.pattern: got {pattern!r}, no glob: {error}") from None
 
 
 def raw_files(knobs: Convert) -> tuple[Path, list[Path]]:
@@ -55,12 +64,27 @@ def raw_files(knobs: Convert) -> tuple[Path, list[Path]]:
     """
     root = Path(knobs.root)
     folder = root / knobs.folder
-    if not folder.exists():
-        if any(_matches(str(root / knobs.pattern))):
+    if not folder.exists() and not Path(knobs.folder).is_absolute():
+        if any(_matches(root, knobs.pattern)):
             folder = root
-        elif len(below := [path for path in root.glob(f"**/{knobs.folder}") if path.is_dir()]) == 1:
+        elif len(below := [path for path in root.glob(f"**/{escape(knobs.folder)}") if path.is_dir()]) == 1:
             folder = below[0]
-    return root, find_files(str(folder / knobs.pattern), knobs.limit)
+    paths = find_files(folder, knobs.pattern, knobs.limit)
+    if strangers := [path for path in paths if not path.is_relative_to(root)]:
+        raise UpsDataError(
+            f"{strangers[0]} is not below convert.root, {root}, which the names in the manifest are relative to; "
+            "correct --root, and give convert.folder and --pattern relative to it"
+        )
+    return root, paths
+
+
+def check_precision(path: Path, float64: str) -> None:
+    """Refuse a file of float64 numbers where the knob convert.float64 says so."""
+    if float64 == "refuse":
+        raise UpsDataError(
+            f"{path}: its numbers are float64 and would be rounded to float32; set the knob convert.float64 to "
+            "round, which reports the loss, or leave the file out"
+        )
 
 
 def find_twin(path: Path, facts: object, kept: Mapping[Path, object]) -> Path | None:

@@ -6,6 +6,7 @@ whoever was first. What a file is, .npz or on a grid, is the business of the fun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,15 +48,19 @@ class Look:
     samples: int  # of the whole file
     together: int  # how many of them one process should read
     rows: list[Row]
+    is_float64: bool  # its numbers are rounded
     topology: tuple[str, dict[str, int]] = ("", {})  # in a look from row 0: its digest and sizes
 
     @classmethod
     def of(cls, shard: AnyShard, rows: list[Row], facts: dict[str, object], **topology: tuple) -> Look:
         """Rows and facts of an open file, with what files of every kind have."""
         parameters = shard.parameters()
+        for name, (_, value) in parameters.items():
+            if not math.isfinite(value):
+                raise UpsDataError(f"{shard.path}: {name} is {value}, expected a number; fetch it again")
         facts = {"frames": len(shard.times)} | facts | {"parameters": list(parameters)}
         raw_names = [raw for raw, _ in parameters.values()]
-        return cls(facts, shard.times, raw_names, shard.samples, shard.together, rows, **topology)
+        return cls(facts, shard.times, raw_names, shard.samples, shard.together, rows, shard.is_float64, **topology)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,7 @@ class Scan:
     times: np.ndarray
     raw_names: list[str]
     paths: list[Path] = field(default_factory=list)  # copies of files left out
+    rounded: list[Path] = field(default_factory=list)  # files of float64 numbers
     twins: list[tuple[Path, Path]] = field(default_factory=list)  # left out, the file it is a copy of
     samples: list = field(default_factory=list)  # mesh.Sample or particles.Sample
     sizes: list[int] = field(default_factory=list)  # bytes of every sample in the store
@@ -112,6 +118,7 @@ class Scan:
             if place["topology"] == len(self.topologies):
                 self.topologies.append((sizes, len(self.paths)))
         self.paths.append(path)
+        self.rounded += [path] if first.is_float64 else []
         self.counts.append(len(rows))
         self.together.append(first.together)
         self.residuals.append([row.residual for row in rows if row.residual is not None])

@@ -79,8 +79,11 @@ def _described(scan: Scan, chosen: Sequence[int]) -> tuple[list[mesh.Sample], li
 
 def copy(
     open_shard: Opener, path: Path, pieces: Sequence[Piece], topologies: Sequence[Mapping[str, Run]]
-) -> dict[str, dict[str, list]]:
-    """Copy samples, ascending, and the topology of a file; return moments of every block, split -> array -> list."""
+) -> dict[str, object]:
+    """Copy samples, ascending, and the topology of a file.
+
+    Returns `moments` of every block, split -> array -> list, and the greatest `loss` of rounding.
+    """
     found: dict[str, dict[str, list]] = {}
     with open_shard(path) as shard:
         for runs in topologies:
@@ -97,4 +100,4 @@ def copy(
                     append("fields", block)
                     moments.append(Moments.of(block).to_list())
                     frames += len(block)
-    return found
+        return {"moments": found, "loss": shard.loss}

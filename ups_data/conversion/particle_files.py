@@ -57,8 +57,11 @@ def places(
 
 def copy(
     open_shard: Opener, path: Path, pieces: Sequence[Piece], topologies: Sequence[Mapping[str, Run]]
-) -> dict[str, dict[str, list]]:
-    """Copy trajectories of a file with their graphs; return the moments of every block: split -> array -> list."""
+) -> dict[str, object]:
+    """Copy trajectories of a file with their graphs.
+
+    Returns `moments` of every block, split -> array -> list, and the greatest `loss` of rounding.
+    """
     found: dict[str, dict[str, list]] = {}
     with open_shard(path) as shard:
         for piece in pieces:
@@ -71,4 +74,4 @@ def copy(
                     for block in trajectory.blocks(name):
                         append(name, block)
                         parts.append(Moments.of(block).to_list())
-    return found
+        return {"moments": found, "loss": shard.loss}

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ups_data import console
-from ups_data.conversion.files import find_twin
+from ups_data.conversion.files import check_precision, find_twin
 from ups_data.errors import UpsDataError
 from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile
+from ups_data.sources.raw import RawFile, check_axes
 from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
 
@@ -133,9 +133,11 @@ def plan_grid(
     with console.progress("plan", len(paths), "file") as bar:
         for path in paths:
             with open_raw(path, source) as raw:
+                check_axes(raw)
                 first = first or raw
                 _check_sibling(first, raw, equations)
-                _check_precision(raw, float64)
+                if raw.is_float64:
+                    check_precision(path, float64)
                 rows = min(raw.samples, limit or raw.samples)
                 if rows <= 2 * LOOK:
                     found = list(_look(raw, len(kept), range(rows)))
@@ -217,14 +219,6 @@ def _place(samples: list[Sample], names: list[str]) -> list[Sample]:
         placed.append(sample._replace(split=name, place=places[name]))
         places[name] += 1
     return placed
-
-
-def _check_precision(raw: RawFile, float64: str) -> None:
-    if raw.is_float64 and float64 == "refuse":
-        raise UpsDataError(
-            f"{raw.path}: its numbers are float64 and would be rounded to float32; set the knob convert.float64 to "
-            "round, which reports the loss, or leave the file out"
-        )
 
 
 def _check_parameters(raw: RawFile, found: Sequence[Sample]) -> None:

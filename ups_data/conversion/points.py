@@ -15,8 +15,8 @@ import numpy as np
 
 from ups_data import files
 from ups_data.conversion import journal, mesh_files, particle_files
-from ups_data.conversion.facts import residual_facts, twin_facts
-from ups_data.conversion.files import empty, make_once, note_done, raw_files, work_key, workplace
+from ups_data.conversion.facts import float64_facts, residual_facts, twin_facts
+from ups_data.conversion.files import check_precision, empty, make_once, note_done, raw_files, work_key, workplace
 from ups_data.conversion.looks import Opener, Piece, Scan, scan_files
 from ups_data.errors import UpsDataError
 from ups_data.manifest import build_manifest, manifest_path
@@ -78,6 +78,8 @@ def convert_points(
     root, paths = raw_files(knobs)
     opener = _opener(kind, knobs)
     scan = scan_files(paths, knobs.samples, KINDS[kind].look, opener, workers=workers, scheduler=scheduler)
+    for path in scan.rounded:
+        check_precision(path, knobs.float64)
     assigned = assign_splits([sample.group for sample in scan.samples], splits)
     plan = Plan(task, kind, root, opener, scan, splits, [assigned[sample.group] for sample in scan.samples])
     out = Path(out)
@@ -106,7 +108,7 @@ def _make(plan: Plan, folder: Path, key: str, workers: int | None, scheduler: st
         for split, rows in plan.chosen.items():
             KINDS[plan.kind].create(plan.scan, rows, folder / split)
         journal.start(log, {"key": key})
-    manifest = _manifest(plan, _copy_all(plan, folder, log, workers, scheduler))
+    manifest = _manifest(plan, *_copy_all(plan, folder, log, workers, scheduler))
     for split in plan.chosen:
         for stray in (folder / split).rglob("*.partial"):
             stray.unlink()  # of a run that was killed while it described the store
@@ -116,8 +118,13 @@ def _make(plan: Plan, folder: Path, key: str, workers: int | None, scheduler: st
     return manifest
 
 
-def _copy_all(plan: Plan, folder: Path, log: Path, workers: int | None, scheduler: str | None) -> dict[str, Written]:
-    """Copy what the journal lacks; merge the moments in the order of the samples, whoever was first."""
+def _copy_all(
+    plan: Plan, folder: Path, log: Path, workers: int | None, scheduler: str | None
+) -> tuple[dict[str, Written], float]:
+    """Copy what the journal lacks; merge the moments in the order of the samples, whoever was first.
+
+    Returns the moments of every split and the greatest loss of rounding.
+    """
     scan, of_kind = plan.scan, KINDS[plan.kind]
     found = journal.run_parts(
         of_kind.copy,
@@ -130,12 +137,12 @@ def _copy_all(plan: Plan, folder: Path, log: Path, workers: int | None, schedule
     )
     written: dict[str, Written] = {}
     for split in plan.chosen:
-        parts = [result[split] for result in found if split in result]
+        parts = [result["moments"][split] for result in found if split in result["moments"]]
         written[split] = [
             (channels, merge_all(Moments.from_list(values) for part in parts for values in part[array]))
             for array, channels in of_kind.channels(scan).items()
         ]
-    return written
+    return written, max(result["loss"] for result in found)
 
 
 def _blocks(plan: Plan, folder: Path) -> list[tuple]:
@@ -161,7 +168,7 @@ def _opener(kind: str, knobs: Convert) -> Opener:
     return ParticleShard if knobs.source == "npz" else partial(FlowTracers, tracers=knobs.tracers)
 
 
-def _manifest(plan: Plan, written: dict[str, Written]) -> dict[str, object]:
+def _manifest(plan: Plan, written: dict[str, Written], loss: float) -> dict[str, object]:
     scan = plan.scan
     groups = [sample.group for sample in scan.samples]
     values = np.array([sample.parameters for sample in scan.samples]).reshape(len(groups), -1)
@@ -195,15 +202,17 @@ def _manifest(plan: Plan, written: dict[str, Written]) -> dict[str, object]:
             {"name": path.relative_to(plan.root).as_posix(), "size": path.stat().st_size, "samples": count}
             for path, count in zip(scan.paths, scan.counts, strict=True)
         ],
-        **_special_facts(scan, plan.root),
+        **_special_facts(plan, loss),
     )
 
 
-def _special_facts(scan: Scan, root: Path) -> dict[str, object]:
+def _special_facts(plan: Plan, loss: float) -> dict[str, object]:
     """What the manifest says of some datasets and not of others."""
+    scan, root = plan.scan, plan.root
     facts = {key: scan.facts[key] for key in ("roles", "grouped_by") if key in scan.facts}
     if any(scan.residuals):
         facts["residual"] = residual_facts([p.relative_to(root).as_posix() for p in scan.paths], scan.residuals)
+    facts |= float64_facts(plan.task, root, scan.rounded, len(scan.paths), loss)
     return facts | twin_facts(root, scan.twins)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ups_data.errors import UpsDataError
 from ups_data.sources.grids import open_raw
+from ups_data.sources.raw import check_axes, rounded
 from ups_data.splits import group_id
 from ups_data.stores.mesh import Topology
 
@@ -34,9 +35,11 @@ class GridMesh(AbstractContextManager):
                     f"{path}: got channels {', '.join(raw.channels)} of {raw.frames} frames, expected Darcy flow in "
                     "the plane: a mesh is made of a static problem with `nu`, `tensor` and `beta`"
                 )
+            check_axes(raw)
             self._raw, self._stack = raw, stack.pop_all()
         self.coords = grid_points(*raw.coordinates.values())
         self.times, self.samples = raw.time, raw.samples
+        self.is_float64, self.loss = raw.is_float64, 0.0
         self.grouped_by = raw.grouped_by
         self.roles = {"input": [*raw.roles["input"], SOURCE], "target": list(raw.roles["target"])}
         self.channels = self.roles["input"] + self.roles["target"]
@@ -57,14 +60,15 @@ class GridMesh(AbstractContextManager):
         return [group_id(self.coords, block[0]) for block in blocks]
 
     def residuals(self, rows: Sequence[int]) -> list[float]:
-        """Relative residual of the equation for some samples."""
-        return [self._raw.residual(row) for row in rows]
+        """Relative residual of the equation for some samples; none where it cannot be told."""
+        return [self._raw.residual(row) for row in rows] if self._raw.residual else []
 
     def blocks(self, samples: Iterable[int], channels: Sequence[str], frames: int) -> Iterator[np.ndarray]:
         """Stream the node fields of those samples: float32 [1, N, C] each; there is one frame."""
         strength = self.parameters()[STRENGTH][1]
         for row in samples:
-            values = self._raw.read(row, 0, frames)[0].astype(np.float32)
+            values, loss = rounded(self._raw.read(row, 0, frames)[0])
+            self.loss = max(self.loss, loss)
             if not np.isfinite(values).all():
                 raise UpsDataError(
                     f"{self.path}: sample {row} holds NaN or Inf, expected finite numbers; fetch it again"

@@ -49,6 +49,7 @@ class MeshShard(NpzFile):
             raise self.wrong("fields", ", ".join(names) or "none", wanted)
         self.roles = {"input": [n for n in names if n not in target], "target": target}
         self.channels = self.roles["input"] + target
+        self.is_float64 = self.has_float64(self.channels)
         static = "times" not in self.shapes
         self.grouped_by = self.roles["input"] if static and self.roles["input"] else self.channels
         counts = {name: axes[0] for name, axes in leading.items() if axes}
@@ -91,12 +92,11 @@ class MeshShard(NpzFile):
     def _frames(self, reader: Rows, name: str, sample: int, first: int, count: int) -> np.ndarray:
         """Frames of one field, finite as float32: [count, N], or [1, N] where it has no time axis."""
         axes = len(self.shapes[name]) - 1
-        with np.errstate(over="ignore"):
-            if axes == 2:
-                values = reader.take(sample * len(self.times) + first, count).astype(np.float32)
-                return self.finite(name, values, before=(sample,), first=first)
-            row = sample if axes == 1 else 0
-            return self.finite(name, reader.take(row, 1).astype(np.float32), first=row)
+        if axes == 2:
+            values = self.single(reader.take(sample * len(self.times) + first, count))
+            return self.finite(name, values, before=(sample,), first=first)
+        row = sample if axes == 1 else 0
+        return self.finite(name, self.single(reader.take(row, 1)), first=row)
 
 
 def _leading(shard: MeshShard, name: str) -> tuple[int, ...]:

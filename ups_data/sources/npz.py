@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from ups_data.errors import UpsDataError
 from ups_data.files import atomic
+from ups_data.sources.raw import rounded
 
 PASSED_AT_ONCE = 1 << 20  # bytes read at once on the way to a row
 BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, OSError, NotImplementedError, SyntaxError)
@@ -70,6 +71,9 @@ class NpzFile(AbstractContextManager):
 
     Raises UpsDataError for a file that is missing, no zip, truncated, or holds pickled objects.
     """
+
+    not_parameters: tuple[str, ...] = ()  # scalars that are something else
+    loss = 0.0  # greatest relative loss of a number that was rounded to float32
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -146,6 +150,16 @@ class NpzFile(AbstractContextManager):
             raise self.wrong(name, self.dtypes[name], "numbers")
         return self.finite(name, self.read(name).astype(np.float64))
 
+    def single(self, values: np.ndarray) -> np.ndarray:
+        """Numbers as float32, not checked; what is lost is noted."""
+        values, loss = rounded(values)
+        self.loss = max(self.loss, loss)
+        return values
+
+    def has_float64(self, names: Iterable[str]) -> bool:
+        """Whether some of these arrays have more digits than float32."""
+        return any(self.dtypes[name].itemsize > 4 for name in names)
+
     def integers(self, name: str, below: int) -> np.ndarray:
         """A whole array of integers within 0..below, as int32."""
         if self.dtypes[name].kind not in "iu":
@@ -167,8 +181,8 @@ class NpzFile(AbstractContextManager):
         return values
 
     def parameters(self) -> dict[str, tuple[str, float]]:
-        """The physical parameters, every scalar but the radius: name -> (raw name, which is the same, value)."""
-        names = [n for n, shape in self.shapes.items() if shape == () and n != "radius"]
+        """The physical parameters, scalars that mean nothing else: name -> (raw name, which is the same, value)."""
+        names = [n for n, shape in self.shapes.items() if shape == () and n not in self.not_parameters]
         return {name: (name, float(self.numbers(name))) for name in sorted(names)}
 
     def csr(self, prefix: str, nodes: int) -> tuple[np.ndarray, np.ndarray]:

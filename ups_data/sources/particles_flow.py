@@ -20,7 +20,7 @@ from ups_data.errors import UpsDataError
 from ups_data.geometry import neighbour_graph
 from ups_data.params import Tracers
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile
+from ups_data.sources.raw import RawFile, check_axes, rounded
 from ups_data.splits import group_id
 
 VELOCITY = ("velocity_x", "velocity_y")
@@ -41,6 +41,7 @@ class FlowTracers(AbstractContextManager):
                     f"{path}: got channels {', '.join(raw.channels)} of {raw.frames} frames in {len(raw.space)} "
                     "dimensions, expected velocity_x and velocity_y over time in the plane to carry tracers"
                 )
+            check_axes(raw)
             self.spacing = np.array([float(np.diff(x).mean()) for x in raw.coordinates.values()])
             self.size = self.spacing * raw.space
             if tracers.radius > self.size.min() / 2:
@@ -50,6 +51,7 @@ class FlowTracers(AbstractContextManager):
                 )
             self.raw, self._stack = raw, stack.pop_all()
         self.times, self.samples, self.dimension = raw.time, raw.samples, 2
+        self.is_float64, self.loss = raw.is_float64, 0.0
         self.box = np.where(raw.periodic, self.size, 0.0)
 
     def parameters(self) -> dict[str, tuple[str, float]]:
@@ -96,11 +98,12 @@ class Trajectory:
         positions, velocities = advect(
             lambda frame: flow.velocity(self.row, frame), flow.times, self.start, flow.spacing, flow.raw.periodic
         )
-        stored = positions.astype(np.float32)
+        (stored, lost), (velocities, more) = rounded(positions), rounded(velocities)
+        flow.loss = max(flow.loss, lost, more)
         for axis, size in enumerate(flow.size.astype(np.float32)):
             if flow.raw.periodic[axis]:  # just below the period rounds to it in single precision
                 stored[..., axis] = np.where(stored[..., axis] >= size, 0.0, stored[..., axis])
-        return {"positions": stored, "velocities": velocities.astype(np.float32)}
+        return {"positions": stored, "velocities": velocities}
 
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """`positions` or `velocities`, float32 [T, P, 2], in one block."""

@@ -25,6 +25,7 @@ class ParticleShard(NpzFile):
     """An open particle shard, checked: shapes, times, box and graph at once, the trajectory as it is read."""
 
     samples = together = 1
+    not_parameters = ("radius",)  # of the neighbour graph
 
     def __init__(self, path: str | Path):
         super().__init__(path)
@@ -37,6 +38,7 @@ class ParticleShard(NpzFile):
         for name in ("positions", "velocities"):
             if self.dtypes[name].kind != "f":
                 raise self.wrong(name, self.dtypes[name], "floating-point numbers")
+        self.is_float64 = self.has_float64(("positions", "velocities"))
         self.particles, self.dimension = shape[1:]
         self.times = self.numbers("times")
         if self.times.shape != shape[:1] or np.any(np.diff(self.times) <= 0):
@@ -59,8 +61,7 @@ class ParticleShard(NpzFile):
         reader = Rows(self, name, axes=2)
         step = max(1, BLOCK_BYTES // reader.row_bytes)
         for first in range(0, frames, step):
-            with np.errstate(over="ignore"):
-                values = reader.take(first, min(step, frames - first)).astype(np.float32)
+            values = self.single(reader.take(first, min(step, frames - first)))
             yield self.finite(name, values, first=first)
 
 

@@ -144,15 +144,16 @@ def _darcy(path: Path, file: h5py.File) -> RawFile:
     """`nu` [N, X, Y], the coefficient, and `tensor` [N, 1, X, Y], the solution: a static problem.
 
     `beta` is the strength of the source; a t-coordinate, if any, belongs to the solver's pseudo-time. The solution is
-    a frame on the way to the steady state, so `residual` tells how far it got.
+    a frame on the way to the steady state, so `residual` tells how far it got, where there is a source to compare it
+    with and a point within the boundary.
     """
     coefficient, solution = dataset(path, file, "nu", (3,)), dataset(path, file, "tensor", (4,))
     samples, *space = coefficient.shape
     check_shape(path, solution, (samples, 1, *space))
     coordinates = _coordinates(path, file, "xy", space)
     found = named_parameters(path, file.attrs, DARCY_NAMES)
-    source = found.get("source_strength", ("beta", np.nan))[1]
-    spacing = [float(np.diff(x).mean()) for x in coordinates.values()]
+    source = found.get("source_strength", ("beta", 0.0))[1]
+    spacing = [float(np.diff(x).mean()) for x in coordinates.values() if len(x) > 1]
     return RawFile(
         path=path,
         samples=samples,
@@ -166,7 +167,9 @@ def _darcy(path: Path, file: h5py.File) -> RawFile:
         read=lambda row, start, stop: np.stack([coefficient[row], solution[row, 0]], axis=-1)[None][start:stop],
         is_float64=is_float64(coefficient, solution),
         roles={"input": ["permeability"], "target": ["solution"]},
-        residual=lambda row: darcy_residual(coefficient[row], solution[row, 0], source, spacing),
+        residual=(lambda row: darcy_residual(coefficient[row], solution[row, 0], source, spacing))
+        if source and min(space) > 2
+        else None,
     )
 
 

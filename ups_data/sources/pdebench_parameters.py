@@ -27,8 +27,10 @@ PARAMETER_NAMES = {
 # The same letters mean other things in other equations.
 REACTION_DIFFUSION_NAMES = {"Nu": "diffusion_coefficient", "rho": "reaction_rate", "Rho": "reaction_rate"}
 DARCY_NAMES = {"beta": "source_strength"}
-# A number as the file names spell it: 0.001, 1.0, 1.e-8, 1e-08, 1e3, and M01 for a Mach number of 0.1.
-NAMED_PARAMETER = re.compile(r"(?<=_)(Nu|beta|Rho|Eta|Zeta|M|dk|Re)([0-9]+(?:\.[0-9]*)?(?:e-?[0-9]+)?)(?=_|\.h|$)")
+# A number as the file names spell it: 0.001, 1.0, 1.e-8, 1e-08, 1e+3, -0.4, and M01 for a Mach number of 0.1.
+NAMED_PARAMETER = re.compile(
+    r"(?<=_)(Nu|beta|Rho|Eta|Zeta|M|dk|Re)(-?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)(?=_|\.h|$)"
+)
 POINTLESS = re.compile(r"0[0-9]+")
 
 
@@ -42,9 +44,9 @@ def named_parameters(path: Path, attributes: Mapping, names: Mapping[str, str]) 
         if raw in names:
             found[names[raw]] = (raw, float(f"0.{text[1:]}" if POINTLESS.fullmatch(text) else text))
     for raw in sorted(attributes):
-        value = np.asarray(attributes[raw])
-        if raw in names and value.size == 1 and value.dtype.kind in "fiu":
-            name, number = names[raw], float(value.reshape(()))
+        number = _number(attributes[raw]) if raw in names else None
+        if number is not None:
+            name = names[raw]
             if name in found and not np.isclose(found[name][1], number, rtol=1e-5, atol=0):
                 raise UpsDataError(
                     f"{path}: {raw} is {found[name][1]:g} in the name and {number:g} in the attribute; "
@@ -52,6 +54,18 @@ def named_parameters(path: Path, attributes: Mapping, names: Mapping[str, str]) 
                 )
             found.setdefault(name, (raw, number))
     return found
+
+
+def _number(value: object) -> float | None:
+    """What an attribute says where it is one number, be it written as text; else nothing."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "fiuSUO":
+        return None
+    item = array.reshape(()).item()
+    try:
+        return float(item)
+    except (TypeError, ValueError):
+        return None
 
 
 def read_config(path: Path, attributes: Mapping, section: str | None = None) -> dict:

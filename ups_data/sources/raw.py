@@ -77,6 +77,34 @@ class Layout(NamedTuple):
     open: Callable[[Path, h5py.File], RawFile]
 
 
+def check_axes(raw: RawFile) -> None:
+    """Refuse times that do not ascend and coordinates that are no numbers: whatever is computed from them is wrong.
+
+    Not when a file is opened, so that one can be looked at.
+    """
+    for name, points in {"time": raw.time, **raw.coordinates}.items():
+        if not np.isfinite(points).all():
+            at = int(np.argmin(np.isfinite(points)))
+            raise UpsDataError(f"{raw.path}: {name}: point {at} is {points[at]}, expected a number; fetch it again")
+    steps = np.diff(raw.time)
+    if (steps <= 0).any():
+        at = int(np.argmax(steps <= 0))
+        raise UpsDataError(
+            f"{raw.path}: time: got {raw.time[at + 1]:g} after {raw.time[at]:g} in frame {at + 1}, expected times that "
+            "ascend; fetch it again"
+        )
+
+
+def rounded(exact: np.ndarray) -> tuple[np.ndarray, float]:
+    """Numbers as float32, and the greatest relative loss of one (of the least normal one, if it is below that)."""
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN are for whoever checks the numbers
+        values = exact.astype(np.float32, copy=False)
+        if values.dtype == exact.dtype or not exact.size:
+            return values, 0.0
+        lost = np.abs(exact - values) / np.maximum(np.abs(exact), np.finfo(np.float32).tiny)
+    return values, float(lost.max())
+
+
 def constants(found: Mapping[str, tuple[str, float]]) -> dict[str, object]:
     """The fields `parameters` and `values` of a file whose samples share them: name -> (raw name, value)."""
     ordered = sorted(found.items())

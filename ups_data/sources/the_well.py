@@ -93,6 +93,9 @@ def _fields(path: Path, file: h5py.File, axes: list[str], shape: tuple[int, ...]
         if len(axes) > 1 and _texts(path, boundary, "associated_dims") == axes and "mask" in boundary:
             by_sample = bool(_attribute(path, boundary, "sample_varying"))
             found.append(Field(boundary["mask"], [f"mask_{name}"], by_sample, False, [True] * len(axes), shape[2:]))
+    names = [name for field in found for name in field.names]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UpsDataError(f"{path}: two fields have the channel {twice[0]!r}, a component counted; rename one of them")
     return found
 
 
@@ -116,12 +119,23 @@ def _parameters(path: Path, file: h5py.File, samples: int) -> dict[str, tuple[st
             wanted = (samples,) if _attribute(path, data, "sample_varying") else (1,)
             if data.size != wanted[0]:
                 check_shape(path, data, wanted)
+            _refuse_alike(path, found, raw)
             found[_plain(raw)] = (raw, np.broadcast_to(data[()].reshape(-1).astype(np.float64), (samples,)))
     for raw in _texts(path, file, "simulation_parameters") if "simulation_parameters" in file.attrs else []:
         value = np.asarray(file.attrs.get(raw, ""))
         if value.size == 1 and value.dtype.kind in "fiu":
+            _refuse_alike(path, found, raw)
             found.setdefault(_plain(raw), (raw, np.full(samples, float(value.reshape(())))))
     return dict(sorted(found.items()))
+
+
+def _refuse_alike(path: Path, found: dict[str, tuple[str, np.ndarray]], raw: str) -> None:
+    """Refuse a parameter whose name becomes that of another one, which would be lost."""
+    other = found.get(_plain(raw), (raw,))[0]
+    if other != raw:
+        raise UpsDataError(
+            f"{path}: the parameters {other!r} and {raw!r} would both be called {_plain(raw)!r}; rename one of them"
+        )
 
 
 def _periodic(path: Path, file: h5py.File, axes: list[str]) -> tuple[bool, ...]:

@@ -200,8 +200,8 @@ class _Mapped:
 class Stacked:
     """Arrays as one, stacked along their first axis without a copy, for reading.
 
-    The first index is a number, an array of numbers (with arrays of the same length beside it, as numpy has it) or
-    the whole slice, which gives a view.
+    The first index is a number, an array of numbers (with arrays of the same length beside it, as numpy has it), an
+    array of truth values, one a sample, or the whole slice, which gives a view.
     """
 
     def __init__(self, parts: Sequence[np.ndarray]):
@@ -219,6 +219,12 @@ class Stacked:
                 return self[(np.arange(*first.indices(len(self))), *rest)]
             return Stacked([part[(first, *rest)] for part in self.parts])
         rows = np.asarray(first)
+        if rows.dtype == bool:  # as numbers they would be the samples 0 and 1
+            if rows.shape != (len(self),):
+                raise IndexError(
+                    f"got truth values of shape {rows.shape}, expected one for each of {len(self)} samples"
+                )
+            rows = np.flatnonzero(rows)
         if np.any((rows < -len(self)) | (rows >= len(self))):
             raise IndexError(f"index {first} is out of bounds for {len(self)} samples")
         rows = rows % len(self)
@@ -246,7 +252,10 @@ def stacked(parts: Sequence[np.ndarray]) -> np.ndarray | Stacked:
 
 def _files(path: Path) -> list[Path]:
     """The files of a split, in order: the one file, or those of the folder."""
-    return sorted(path.glob("*.h5")) or [path] if path.is_dir() else [path]
+    if not path.is_dir():
+        return [path]
+    # By length first: as text, _1000 would come before _101.
+    return sorted(path.glob("*.h5"), key=lambda file: (len(file.name), file.name)) or [path]
 
 
 def _columns(path: Path, names: Sequence[str]) -> list[np.ndarray]:
