@@ -132,6 +132,13 @@ def test_a_fresh_clone_hydrates_the_very_bytes_and_dvc_finds_them_clean(project,
     assert "fetching" not in again.stdout
 
 
+def test_a_name_that_is_wrong_is_told_before_the_first_one_is_fetched(clone):
+    done = stage(clone, "waves_subset_v1", "bar_subset_v1", "--root", "elsewhere")
+    assert done.returncode == 1
+    assert "no dataset 'bar_subset_v1'" in done.stderr
+    assert not (clone / "elsewhere").exists()
+
+
 @pytest.mark.slow
 def test_a_version_restores_the_data_of_its_tag(project, clone, tmp_path):
     git(project.parent, "clone", "-q", str(project), str(tmp_path / "old"))

@@ -60,6 +60,7 @@ def test_the_projects_own_params_are_valid():
         ("datasets.burgers1d.train.seed", 1 << 32, ["datasets.burgers1d.train.seed", "less than 4294967296"]),
         ("datasets.burgers1d.train.steps", KeyError, ["datasets.burgers1d.train.steps", "missing"]),
         ("datasets.burgers1d.train.steps", {"a": 1}, ["datasets.burgers1d.train.steps: got a section", "integer"]),
+        ("datasets.burgers1d.evaluate.given", [10, 10], ["datasets.burgers1d.evaluate.given", "same number twice"]),
         ("datasets.burgers1d.splits.train", 0.9, ["datasets.burgers1d.splits: train + val + test must be 1, got 1.1"]),
         ("datasets.burgers1d.splits.test", -0.1, ["datasets.burgers1d.splits.test", "-0.1"]),
         ("datasets.burgers1d.package.name", "Burgers v1", ["package.name", "'Burgers v1'"]),

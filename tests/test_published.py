@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -138,6 +139,16 @@ def test_a_split_of_several_files_is_one_array(tmp_path):
     for index in (slice(None), slice(3, None, 7), [20, 1, 1], -1, slice(0, 0)):
         np.testing.assert_array_equal(several.fields[index, ::2], one.fields[index, ::2])
     np.testing.assert_array_equal(several.source_row, one.source_row)
+
+
+def test_a_parameter_with_the_name_of_something_else_is_there_too(clone, tmp_path):
+    path = Path(shutil.copy(opened(clone, "burgers1d", "train").path, tmp_path))
+    path.chmod(0o644)
+    with h5py.File(path, "r+") as file:
+        file.attrs["parameter_names"] = json.dumps(["group"])
+    labelled, reader = label(path, "grid"), GridReader(path)
+    np.testing.assert_array_equal(labelled.parameter_group, reader.parameters[:, 0])
+    assert labelled.group[0] == reader.groups[0]
 
 
 def test_only_what_is_asked_for_is_read(clone, monkeypatch):

@@ -6,6 +6,7 @@ than memory. Physical parameters (NaN where a sample's equation has none) and or
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,8 +91,8 @@ def _grid(path: str) -> xr.Dataset:
             ("sample", *space, "static_channel"), Stored(path, "grid", "static", reader.static.shape)
         )
         extra["static_channel"] = reader.static_channels
-    coordinates = _of_samples(reader, range(len(reader))) | {"time": reader.time, **reader.coordinates} | extra
-    return xr.Dataset(fields, {**coordinates, "channel": reader.channels}, _attributes(reader, "grid"))
+    axes = {"time": reader.time, **reader.coordinates, **extra, "channel": reader.channels}
+    return xr.Dataset(fields, _with_samples(reader, range(len(reader)), axes, fields), _attributes(reader, "grid"))
 
 
 def _meshes(path: str) -> xr.DataTree:
@@ -108,10 +109,12 @@ def _mesh(path: str, store: MeshStore, index: int) -> xr.Dataset:
     shape = (len(samples), store.frames, nodes, len(store.channels))
     array = Stored(path, "mesh", "fields", shape, tuple(samples.tolist()))
     places = {axis: ("node", topology.coords[:, i]) for i, axis in enumerate(AXES[:dimension])}
-    return xr.Dataset(
-        {"fields": _lazy(("sample", "time", "node", "channel"), array), "cells": (("cell", "corner"), topology.cells)},
-        {**_of_samples(store, samples), **_times(store.times[samples]), **places, "channel": store.channels},
-    )
+    fields = {
+        "fields": _lazy(("sample", "time", "node", "channel"), array),
+        "cells": (("cell", "corner"), topology.cells),
+    }
+    axes = {**_times(store.times[samples]), **places, "channel": store.channels}
+    return xr.Dataset(fields, _with_samples(store, samples, axes, fields))
 
 
 def _particles(path: str) -> xr.Dataset:
@@ -125,9 +128,9 @@ def _particles(path: str) -> xr.Dataset:
         for name in ("positions", "velocities")
     }
     fields["box"] = xr.Variable(("sample", "axis"), store.box)
-    coordinates = _of_samples(store, samples) | _times(store.times) | {"axis": list(AXES[:dimension])}
-    of_sample = {"particles": ("sample", counts), "radius": ("sample", store.radius)}
-    return xr.Dataset(fields, coordinates | of_sample, _attributes(store, "particles"))
+    axes = _times(store.times) | {"axis": list(AXES[:dimension])}
+    axes |= {"particles": ("sample", counts), "radius": ("sample", store.radius)}
+    return xr.Dataset(fields, _with_samples(store, samples, axes, fields), _attributes(store, "particles"))
 
 
 def _times(times: np.ndarray) -> dict[str, object]:
@@ -135,17 +138,25 @@ def _times(times: np.ndarray) -> dict[str, object]:
     return {"time": times[0]} if (times == times[:1]).all() else {"times": (("sample", "time"), times)}
 
 
-def _of_samples(reader: Reader, samples: range | np.ndarray) -> dict[str, tuple[str, object]]:
-    """Coordinates of `sample`: its number, its parameters, its initial condition, where it came from."""
+def _with_samples(
+    reader: Reader, samples: range | np.ndarray, axes: Mapping[str, object], fields: Mapping[str, object]
+) -> dict[str, object]:
+    """All coordinates: beside the axes, of `sample` its number, its initial condition, its origin and its parameters.
+
+    A parameter that has the name of something else here is called parameter_<name>.
+    """
     rows = np.asarray(samples, dtype=np.int64)
     names = [file["name"] for file in reader.manifest["source"]["files"]]
-    found = {name: ("sample", reader.parameters[rows, i]) for i, name in enumerate(reader.parameter_names)}
-    return found | {
+    known = dict(axes) | {
         "sample": ("sample", rows),
         "group": ("sample", np.array(reader.groups)[rows]),
         "source_file": ("sample", np.array(names)[reader.source_file[rows]]),
         "source_row": ("sample", reader.source_row[rows]),
     }
+    taken = {*known, *fields}
+    for i, name in enumerate(reader.parameter_names):
+        known[f"parameter_{name}" if name in taken else name] = ("sample", reader.parameters[rows, i])
+    return known
 
 
 def _attributes(reader: Reader, kind: str) -> dict[str, object]:

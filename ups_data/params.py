@@ -13,7 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ups_data import knobs
 from ups_data.errors import UpsDataError
@@ -23,8 +32,19 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _different(values: list[int]) -> list[int]:
+    if len(set(values)) < len(values):
+        raise ValueError("the same number twice")
+    return values
+
+
 OneOrMore = Annotated[
-    list[Positive], Field(min_length=1), BeforeValidator(lambda value: [value] if isinstance(value, int) else value)
+    list[Positive],
+    Field(min_length=1),
+    AfterValidator(_different),
+    BeforeValidator(lambda value: [value] if isinstance(value, int) else value),
 ]
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
