@@ -93,6 +93,7 @@ def convert_points(
                 [s.source_file, s.source_row, s.group, name] for s, name in zip(scan.samples, plan.names, strict=True)
             ],
             together=scan.together,
+            noted=["moments", "loss"],  # what the journal holds of a part
         )
         return make_once(
             folder, key, targets, manifest_path(out, task), lambda: _make(plan, folder, key, workers, scheduler)
