@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import threading
 import math
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
