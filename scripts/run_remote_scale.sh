@@ -84,11 +84,11 @@ task_of() {
 import sys
 from pathlib import Path
 from ups_data.errors import UpsDataError
-from ups_data.hydrate import find_entry, find_tag
+from ups_data.hydrate import find_version
 
 name, version = sys.argv[1:]
 try:
-    print(find_entry(name, find_tag(name, version, Path()) if version else None, Path()).task)
+    print(find_version(name, version, Path())[0].task)
 except UpsDataError as error:
     sys.exit(f"run_remote_scale: {error}")
 PYTHON

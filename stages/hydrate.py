@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stages.common import run, stage_parser
 from ups_data import console
-from ups_data.hydrate import Places, find_entry, find_tag, hydrate
+from ups_data.hydrate import Places, find_version, hydrate
 from ups_data.params import SPLITS
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _work(args: argparse.Namespace) -> str:
     places = Places(root=Path(args.root), cache=Path(args.cache))
     for name in args.names:  # a name that is wrong is told before the first one is fetched
-        find_entry(name, find_tag(name, args.version, places.repository) if args.version else None, places.repository)
+        find_version(name, args.version, places.repository)
     for name in args.names:
         console.say(hydrate(name, tuple(args.split), places, args.version, args.remote, args.source))
     # DVC goes on from whole datasets that stand where its pipeline keeps them.

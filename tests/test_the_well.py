@@ -98,31 +98,6 @@ def test_axes_of_other_names_are_noted(tmp_path):
     assert manifest["axis_names"] == ["theta", "phi"] and "velocity_phi" in manifest["channels"]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (
-            lambda f: f["t0_fields/density"].attrs.__delitem__("time_varying"),
-            "density lacks the attribute 'time_varying'",
-        ),
-        (lambda f: f.__delitem__("t1_fields/velocity"), "/t1_fields/velocity is missing"),
-        (lambda f: f.attrs.__setitem__("n_trajectories", 3), r"density has the shape \(4, 3, 5, 6\), expected \(3, 3"),
-    ],
-)
-def test_a_well_file_that_contradicts_itself_is_refused(tmp_path, spoil, sentence):
-    write_well(tmp_path / "made.hdf5")
-    with h5py.File(tmp_path / "made.hdf5", "r+") as file:
-        spoil(file)
-    with pytest.raises(UpsDataError, match=f"made.hdf5: .*{sentence}"):
-        converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")
-
-
-def test_a_file_of_another_source_than_the_knob_says_is_refused(tmp_path):
-    write_well(tmp_path / "made.hdf5")
-    with pytest.raises(UpsDataError, match=r"convert\.source is pdebench, but the file is in a layout of the_well"):
-        converted(tmp_path, "*.hdf5", tmp_path / "out")
-
-
 def rename_field(file):
     file.move("t0_fields/forcing", "t0_fields/velocity_x")
     file["t0_fields"].attrs["field_names"] = ["density", "speed_of_sound", "velocity_x"]
@@ -136,13 +111,28 @@ def add_parameter(file):
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
+        (
+            lambda f: f["t0_fields/density"].attrs.__delitem__("time_varying"),
+            ".*density lacks the attribute 'time_varying'",
+        ),
+        (lambda f: f.__delitem__("t1_fields/velocity"), ".*/t1_fields/velocity is missing"),
+        (
+            lambda f: f.attrs.__setitem__("n_trajectories", 3),
+            r".*density has the shape \(4, 3, 5, 6\), expected \(3, 3",
+        ),
         (rename_field, "two fields have the channel 'velocity_x'"),
         (add_parameter, "the parameters 'Alpha' and 'alpha' would both be called 'alpha'"),
     ],
 )
-def test_two_things_that_would_have_one_name_are_refused(tmp_path, spoil, sentence):
+def test_a_well_file_that_contradicts_itself_is_refused(tmp_path, spoil, sentence):
     write_well(tmp_path / "made.hdf5")
     with h5py.File(tmp_path / "made.hdf5", "r+") as file:
         spoil(file)
     with pytest.raises(UpsDataError, match=f"made.hdf5: {sentence}"):
         converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")
+
+
+def test_a_file_of_another_source_than_the_knob_says_is_refused(tmp_path):
+    write_well(tmp_path / "made.hdf5")
+    with pytest.raises(UpsDataError, match=r"convert\.source is pdebench, but the file is in a layout of the_well"):
+        converted(tmp_path, "*.hdf5", tmp_path / "out")

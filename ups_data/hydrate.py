@@ -51,8 +51,7 @@ def hydrate(
     """
     if source not in get_args(Source):
         raise UpsDataError(f"source: got {source!r}, expected {' or '.join(get_args(Source))}")
-    tag = find_tag(name, version, places.repository) if version else None
-    entry = find_entry(name, tag, places.repository)
+    entry, tag = find_version(name, version, places.repository)
     if unknown := [s for s in splits if s not in entry.splits]:
         raise UpsDataError(f"{name} has no split {unknown[0]!r}; it has {', '.join(entry.splits)}")
     items = entry.items(splits)
@@ -179,6 +178,12 @@ def find_tag(name: str, version: str, repository: Path) -> str:
         f"{name} has no version {version!r} here; it has {', '.join(known) or 'no tags'}; "
         "`git fetch --tags` gets new ones"
     )
+
+
+def find_version(name: str, version: str | None, repository: Path) -> tuple[registry.Entry, str | None]:
+    """The entry of a published dataset, and the git tag of the version that is asked for; of the workspace if none."""
+    tag = find_tag(name, version, repository) if version else None
+    return find_entry(name, tag, repository), tag
 
 
 def find_entry(name: str, tag: str | None, repository: Path) -> registry.Entry:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ups_data import files, registry
 from ups_data.errors import UpsDataError
-from ups_data.hydrate import Places, Source, find_entry, find_tag, hydrate
+from ups_data.hydrate import Places, Source, find_version, hydrate
 from ups_data.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def open_dataset(
     replaces nothing.
     """
     clone = Path(repository) if repository else _repository()
-    entry = find_entry(name, find_tag(name, version, clone) if version else None, clone)
+    entry, _ = find_version(name, version, clone)
     if split not in entry.splits:
         raise UpsDataError(f"{name} has no split {split!r}; it has {', '.join(entry.splits)}")
     folder = Path(root) if root else clone / "data/pdebench"

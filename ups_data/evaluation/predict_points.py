@@ -26,9 +26,7 @@ def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         if len(shard.times) > 1:
             raise UpsDataError(f"{path}: got {len(shard.times)} frames, expected a static problem (no key times)")
         request.check_channels(path, shard.channels)
-        found = shard.parameters()
-        request.check_parameters(path, list(found))
-        request.check_values(path, list(found), np.array([[value for _, value in found.values()]]))
+        found = _parameters(path, shard, request)
         samples = min(shard.samples, request.samples or shard.samples)
         channels, coords = request.autoencoder.roles["target"], shard.topology.coords
         yield Rollout(
@@ -41,6 +39,14 @@ def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
             blocks=_solutions(shard, request, channels, samples, [value for _, value in found.values()]),
             arrays={"coords": coords, "cells": shard.topology.cells},
         )
+
+
+def _parameters(path: Path, shard: MeshShard | ParticleShard, request: Request) -> dict[str, tuple[str, float]]:
+    """The physical parameters of a shard, which the operator can do with."""
+    found = shard.parameters()
+    request.check_parameters(path, list(found))
+    request.check_values(path, list(found), np.array([[value for _, value in found.values()]]))
+    return found
 
 
 def _solutions(
@@ -77,9 +83,7 @@ def particle_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         velocities = request.autoencoder.roles["state"]
         if len(velocities) != shard.dimension:
             raise UpsDataError(f"{path}: got {shard.dimension} dimensions, expected {len(velocities)}")
-        found = shard.parameters()
-        request.check_parameters(path, list(found))
-        request.check_values(path, list(found), np.array([[value for _, value in found.values()]]))
+        found = _parameters(path, shard, request)
         stride = request.autoencoder.config["view"]["time_stride"]
         times = shard.times[::stride]
         steps = request.check_given(path, len(times))
