@@ -1,10 +1,13 @@
 """A run that is killed goes on along the same curve; weights are read back as they were written, or not at all."""
 
+import os
+
 import pytest
 import torch
 from torch import nn
 
 from ups_data.errors import UpsDataError
+from ups_data.execution import pick_device
 from ups_data.models.checkpoint import load_model, save_model, weights_id
 from ups_data.params import Optimiser
 from ups_data.training import loop, muon
@@ -49,6 +52,53 @@ def test_a_killed_run_follows_the_same_curve(tmp_path):
     resumed, again = regression(tmp_path / "cut")
     assert again == curve
     assert weights_id(resumed.state_dict()) == weights_id(whole.state_dict())
+
+
+def test_the_moments_of_a_resumed_run_lie_in_memory_as_its_weights_do(tmp_path, monkeypatch):
+    """A fused update on a GPU refuses others; networks of planes have their channels last."""
+    optimisers = []
+
+    def kept(model, device, matrices):
+        optimisers.append(make_optimiser(model, device, matrices))
+        return optimisers[-1]
+
+    monkeypatch.setattr(loop, "make_optimiser", kept)
+
+    def planes(die_at=None):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+
+        def draw(step):
+            if step == die_at:
+                raise Killed
+            return {"x": torch.randn(2, 3, 5, 5, generator=loop.step_generator(0, step))}
+
+        def loss(batch):
+            return model(batch["x"]).square().mean()
+
+        curve = loop.fit(model, draw, loss, lambda: 0.0, KNOBS, state=tmp_path, key="k", label="planes")
+        return model, curve
+
+    with pytest.raises(Killed):
+        planes(die_at=7)
+    model, _ = planes()
+    assert len(optimisers) == 2
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert optimisers[1].state[model.weight][name].stride() == model.weight.stride() == (27, 1, 9, 3)
+
+
+def test_a_gpu_is_told_to_add_in_one_order(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # what a user has set stays
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        pick_device("cpu")
+        assert not torch.are_deterministic_algorithms_enabled()
+        pick_device("cuda")
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_state_of_other_knobs_is_not_gone_on_with(tmp_path):

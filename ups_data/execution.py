@@ -215,4 +215,22 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UpsDataError(f"device: got {name!r}, expected auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UpsDataError(f"device {name} was asked for, but this machine has no usable CUDA GPU; use cpu")
+    if device.type == "cuda":
+        _in_fixed_order()
     return device
+
+
+def _in_fixed_order() -> None:
+    """Have a GPU add in one order: a training that is run again, or goes on elsewhere, ends in the same bytes.
+
+    Else sums over neighbours are added as they arrive, and the kernels that a compiler makes are chosen by a race.
+    """
+    import warnings
+
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # one of the two that cuBLAS calls deterministic
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    # The tokens of a short axis are one tile of attention, whose sums have one order without being asked.
+    warnings.filterwarnings("ignore", message=".*Attention defaults to a non-deterministic algorithm")

@@ -84,10 +84,12 @@ class MeshNet(Baseline):
         )
         self.updates = nn.ModuleList(_perceptron(2 * width, width, width) for _ in range(config["depth"]))
         self.outward = _perceptron(width, width, len(config["targets"]))
+        for name in ("inputs", "targets"):  # as tensors: a recorded step can copy no list to a GPU
+            self.register_buffer(name, torch.tensor(config[name]), persistent=False)
 
     def forward(self, inputs: Tensor, coords: Tensor, edges: Tensor, boundary: Tensor, parameters: Tensor) -> Tensor:
         """Input fields [B, N, C] on one mesh: coords [N, d], edges [E, 2], boundary [N], to targets [B, N, C']."""
-        mean, std = (x[self.config["inputs"]] for x in (self.mean, self.std))
+        mean, std = self.mean[self.inputs], self.std[self.inputs]
         marks = boundary.to(inputs.dtype)[None, :, None].expand(*inputs.shape[:2], 1)
         x = self.inward(torch.cat([(inputs - mean) / std, marks], dim=-1))
         x = x + self.condition(parameters, torch.ones_like(inputs[:, 0, 0]))[:, None]
@@ -99,7 +101,7 @@ class MeshNet(Baseline):
             sent = message(torch.cat([x[:, sender], x[:, receiver], offset], dim=-1))
             received = torch.zeros_like(x).index_add(1, receiver, sent) / degree[:, None]
             x = x + update(torch.cat([x, received], dim=-1))
-        mean, std = (x[self.config["targets"]] for x in (self.mean, self.std))
+        mean, std = self.mean[self.targets], self.std[self.targets]
         return mean + std * self.outward(x)
 
 

@@ -152,16 +152,16 @@ def mesh_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
         "edge_length": float(np.mean(lengths)),
     }
     model = NETWORKS["mesh"](config).to(device)
-    targets = config["targets"]
-    mean_square = torch.tensor((np.square(mean) + np.square(std))[targets], dtype=torch.float32, device=device)
+    squares = (np.square(mean) + np.square(std))[config["targets"]]
+    mean_square = torch.tensor(squares, dtype=torch.float32, device=device)
     members = {
         split: [np.flatnonzero(s.topology_of == k) for k in np.unique(s.topology_of)] for split, s in stores.items()
     }
 
     def loss(batch: dict[str, Tensor]) -> Tensor:
         fields = batch["fields"]
-        prediction = model(fields[..., config["inputs"]], *(batch[name] for name in MESH), batch["parameters"])
-        return relative_error(prediction[:, None], fields[:, None][..., targets], None, mean_square)
+        prediction = model(fields[..., model.inputs], *(batch[name] for name in MESH), batch["parameters"])
+        return relative_error(prediction[:, None], fields[:, None][..., model.targets], None, mean_square)
 
     def draw_batch(generator: torch.Generator) -> dict[str, Tensor]:
         own = members["train"][int(torch.randint(len(members["train"]), (1,), generator=generator))]

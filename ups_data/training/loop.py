@@ -154,8 +154,11 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer | Both, state: Pa
     device = next(model.parameters()).device
     parameters, moments = dict(model.named_parameters()), optimiser.state
     for name, tensor in _under("moments.", tensors).items():
-        parameter, _, what = name.partition("/")
-        moments[parameters[parameter]][what] = tensor.to(device)
+        name, _, what = name.partition("/")
+        parameter = parameters[name]
+        # As it lies in memory, so do its moments: the update on a GPU asks for that.
+        place = torch.empty_like(parameter) if tensor.shape == parameter.shape else tensor.to(device)
+        moments[parameter][what] = place.copy_(tensor)
     step = int(header["step"])
     console.say(f"{label}: going on from step {step}")
     best = {name: tensor.to(device) for name, tensor in _under("best.", tensors).items()}
