@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from stages import baseline, evaluate, train
+from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import advect
 from ups_data.evaluation.forecast import Forecast, Forecasts
+from ups_data.evaluation.record import write_rollouts
 from ups_data.evaluation.report import gather, summary
 from ups_data.files import checksum, read_json
 from ups_data.models.autoencoder import save_autoencoder
@@ -35,7 +37,7 @@ REPORT = (
 KNOBS = {
     "train": {"width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 1, "unroll": "[1]", "steps": 10, "batch": 4},
     "baseline": {"width": 8, "depth": 2, "bundle": 1, "unroll": 1, "steps": 5, "batch": 4},
-    "evaluate": {"given": 2, "stride": 1, "points": 1, "pictures": 1},
+    "evaluate": {"given": 2, "stride": 1, "points": 1, "pictures": 2},
 }
 
 
@@ -320,3 +322,27 @@ def test_batches_are_put_back_into_the_order_of_the_samples():
     assert scores["operator"][:, 0, 0] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert [forecast.samples for forecast in kept] == [[3]]
     assert summary(scores, 0.5)["nrmse"] == pytest.approx(0.25)
+
+
+def test_a_plain_network_that_would_reach_around_the_period_is_refused(places, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert baseline.main(flags(places, "grid", "baseline", depth=6)) == 1
+    assert "baseline.depth: got 6, whose convolutions reach 64 points to each side, but the view has 32" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_view_that_does_not_divide_the_period_is_refused(places):
+    with pytest.raises(UpsDataError, match=r"advection1d: got 7, which does not divide the 64 points"):
+        frames_of(places / "data", "grid", view=View(space_stride=7, time_stride=1))
+
+
+@pytest.mark.parametrize(("scale", "dtype"), [(1.0, np.float16), (1e6, np.float32), (1e-6, np.float32)])
+def test_a_rollout_is_kept_in_numbers_that_hold_it(tmp_path, scale, dtype):
+    truth = scale * np.linspace(1, 2, 12, dtype=np.float32).reshape(1, 3, 4, 1)
+    forecasts = Forecasts(["u"], np.ones(1), np.arange(3.0), np.zeros((1, 0)), [], ["a"], iter(()))
+    kept = [Forecast([0], truth, {"operator": truth}, {"x": np.arange(4)})]
+    write_rollouts(tmp_path / "rollouts.npz", "grid", forecasts, kept, np.zeros(1))
+    with np.load(tmp_path / "rollouts.npz") as found:
+        assert found["truth"].dtype == dtype
+        np.testing.assert_allclose(found["truth"], truth, rtol=1e-3)

@@ -266,6 +266,16 @@ def test_who_may_read_the_folder_may_read_the_cache(caches):
         assert path.stat().st_mode & 0o444 == folder(caches).stat().st_mode & 0o444, path.name
 
 
+def test_latents_that_the_number_format_cannot_hold_are_refused(data, tmp_path):
+    """One frame in hundreds, which need not be among those that are decoded again."""
+    model, _ = trained(data, "grid", steps=2)
+    model.get_buffer("state_latent_std").fill_(1e-6)
+    with pytest.raises(UpsDataError, match=r"some latents are too large for float16 .*; train the autoencoder longer"):
+        write(tmp_path, data, {"grid": model})
+    assert not list(tmp_path.iterdir())
+    write(tmp_path, data, {"grid": model}, knobs=LATENTS.model_copy(update={"dtype": "float32"}))
+
+
 def test_an_untrained_encoder_is_never_cached(data, models, tmp_path):
     untrained = build_autoencoder(models["grid"].config | {"steps": 0})
     with pytest.raises(UpsDataError, match="trained for 0 steps"):

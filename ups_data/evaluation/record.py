@@ -1,7 +1,7 @@
 """Rollouts as numbers, reports/<task>/rollouts.npz: truth and operator of a few test trajectories, for the gallery.
 
 Of all kinds: `samples` and the operator's `nrmse` [K], `times` [T], `parameters` [K, P], `parameter_names`, `channels`.
-    grids      truth, operator float16 [K, T, X.., C]; x, y, z: the coordinates
+    grids      truth, operator [K, T, X.., C], float16 where that holds them; x, y, z: the coordinates
     particles  truth, operator float32 [K, T, P, D]: positions inside the box; box [D], 0 where it is not periodic
     meshes     for each k: coords_k [N, 2], cells_k [M, 3], given_k [N], truth_k and operator_k [N, C]; given: its name
 """
@@ -36,7 +36,13 @@ def write_rollouts(path: Path, kind: str, forecasts: Forecasts, kept: Sequence[F
 def _grids(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
     fields = {"truth": [f.truth[0] for f in kept], "operator": [f.predictions["operator"][0] for f in kept]}
     axes = {axis: np.asarray(values) for axis, values in kept[0].geometry.items()}
-    return {name: np.stack(values).astype(np.float16) for name, values in fields.items()} | axes
+    return {name: _compact(np.stack(values)) for name, values in fields.items()} | axes
+
+
+def _compact(values: np.ndarray) -> np.ndarray:
+    """As float16, which is enough to look at, unless they are too large or too small for it: then as float32."""
+    largest = np.abs(values).max()
+    return values.astype(np.float16 if 1e-2 < largest < np.finfo(np.float16).max else np.float32)
 
 
 def _meshes(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
@@ -45,9 +51,9 @@ def _meshes(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
         arrays |= {
             f"coords_{k}": forecast.geometry["coords"].astype(np.float32),
             f"cells_{k}": forecast.geometry["cells"].astype(np.int32),
-            f"given_{k}": next(iter(forecast.known.values()))[0].astype(np.float16),
-            f"truth_{k}": forecast.truth[0, 0].astype(np.float16),
-            f"operator_{k}": forecast.predictions["operator"][0, 0].astype(np.float16),
+            f"given_{k}": _compact(next(iter(forecast.known.values()))[0]),
+            f"truth_{k}": _compact(forecast.truth[0, 0]),
+            f"operator_{k}": _compact(forecast.predictions["operator"][0, 0]),
         }
     return arrays
 
@@ -62,4 +68,6 @@ def _particles(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
 
     truth = [places(forecast, forecast.truth) for forecast in kept]
     made = [places(forecast, forecast.predictions["operator"]) for forecast in kept]
-    return {"truth": np.stack(truth), "operator": np.stack(made), "box": box}
+    least = min(len(went[0]) for went in truth)  # trajectories may differ in particles
+    cut = [np.stack([went[:, :least] for went in paths]) for paths in (truth, made)]
+    return {"truth": cut[0], "operator": cut[1], "box": box}

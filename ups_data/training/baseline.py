@@ -19,6 +19,7 @@ from ups_data.params import Baseline, View
 from ups_data.stores.grid import GridReader
 from ups_data.stores.mesh import MeshStore
 from ups_data.stores.particles import ParticleStore
+from ups_data.training.frames import viewed_points
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import relative_error
 from ups_data.training.sampling import draw, evenly
@@ -101,6 +102,7 @@ def grid_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
     readers = {"train": GridReader(train), "val": GridReader(val)}
     reader = readers["train"]
     frames = viewed_frames(reader.shape[1], view)
+    _check_reach(knobs.depth, reader, view)
     unroll = _fits(knobs.unroll * knobs.bundle, frames)
     time_step = float(reader.time[view.time_stride] - reader.time[0])
     mean, std = _normaliser(reader.manifest, reader.channels + reader.static_channels)
@@ -281,3 +283,14 @@ def _fits(unroll: int, frames: int) -> int:
     if unroll >= frames:
         raise UpsDataError(f"baseline.unroll: got {unroll}, but the trajectories have {frames} frames; lower it")
     return unroll
+
+
+def _check_reach(depth: int, reader: GridReader, view: View) -> None:
+    """Raise UpsDataError where a convolution would go around a periodic axis and meet itself."""
+    reach = 2 * 2 ** (depth - 1)
+    for points, wraps in zip(viewed_points(reader, view), reader.manifest["periodic"], strict=True):
+        if wraps and points < reach:
+            raise UpsDataError(
+                f"baseline.depth: got {depth}, whose convolutions reach {reach} points to each side, but the view has "
+                f"{points} along a periodic axis; lower it"
+            )

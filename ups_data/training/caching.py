@@ -67,7 +67,7 @@ def cache_split(
     """Encode all frames of a split into `folder`; returns the cache's manifest, on ranks other than 0 None.
 
     `workers` threads read ahead, 0 reads in turn; the bytes do not depend on it. Raises UpsDataError for an untrained
-    autoencoder.
+    autoencoder and for latents that are not finite.
     """
     config = autoencoder.config
     refuse_untrained(config, label)
@@ -85,17 +85,29 @@ def cache_split(
             _send(encoded)
         return None
     errors: dict[str, list[Tensor]] = {role: [] for role in autoencoder.roles}
+    extremes: list[Tensor] = []  # of every block, looked at in the end: a GPU is not waited for
 
     def batches() -> Iterator[dict[str, Tensor]]:
         with console.progress(label, len(frames), "frame") as bar, torch.inference_mode():
             for index, block in zip(blocks, _gather(encoded, autoencoder, blocks, judged, knobs), strict=True):
                 for role, found in block.errors.items():
                     errors[role].append(found)
+                extremes.extend(bound for latents in block.latents.values() for bound in latents.aminmax())
                 yield block.latents
                 bar.advance(len(index))
 
     def finish() -> dict:
         means = {role: torch.cat([part.cpu() for part in parts]).mean(dim=0).tolist() for role, parts in errors.items()}
+        spoilt = None
+        if not torch.stack(extremes).isfinite().all():
+            spoilt = f"some latents are too large for {knobs.dtype} or no numbers"
+        elif not all(math.isfinite(mean) for own in means.values() for mean in own):
+            spoilt = "some frames come out of the decoder as no finite numbers"
+        if spoilt:
+            raise UpsDataError(
+                f"{label}: {spoilt}; train the autoencoder longer, on more frames or with a lower latent_dim, or set "
+                "latents.dtype to float32"
+            )
         named = {role: dict(zip(autoencoder.roles[role], values, strict=True)) for role, values in means.items()}
         # Six digits: the number of threads that add up a sum tells in the eighth.
         six = {role: {name: float(f"{value:.6g}") for name, value in own.items()} for role, own in named.items()}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ups_data.errors import UpsDataError
 from ups_data.params import View
 from ups_data.stores.grid import GridReader
 
@@ -57,16 +58,27 @@ class Frames:
             yield rows, int(number), frame[rows]
 
 
+def viewed_points(reader: GridReader, view: View) -> list[int]:
+    """Points of the view along every axis. Raises UpsDataError where a period would get a seam."""
+    shape = reader.shape[2:-1]
+    for points, wraps in zip(shape, reader.manifest["periodic"], strict=True):
+        if wraps and points % view.space_stride:
+            raise UpsDataError(
+                f"view.space_stride of {reader.manifest['task']}: got {view.space_stride}, which does not divide the "
+                f"{points} points of a periodic axis: its ends would stand closer together than other neighbours"
+            )
+    return [-(-points // view.space_stride) for points in shape]
+
+
 class GridFrames(Frames):
     """Frames {fields: float32 [B, X.., C]} of a grid file, which is mapped into memory."""
 
     def __init__(self, path: Path, view: View):
         reader = GridReader(path)
         super().__init__(reader, reader.shape[1], reader.time, view)
-        axes = len(reader.shape) - 3
+        self.resolution = viewed_points(reader, view)
         every = slice(None, None, view.space_stride)
-        self._view = reader.data[(slice(None), slice(None), *[every] * axes)]
-        self.resolution = list(self._view.shape[2:-1])
+        self._view = reader.data[(slice(None), slice(None), *[every] * len(self.resolution))]
         whole = isinstance(self._view, np.ndarray) and self._view.flags.c_contiguous and view.time_stride == 1
         self._flat = self._view.reshape(-1, *self._view.shape[2:]) if whole else None  # by frame number
         self._columns = {r: [reader.channels.index(n) for n in names] for r, names in self.roles.items()}
