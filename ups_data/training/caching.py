@@ -99,7 +99,7 @@ def cache_split(
     def finish() -> dict:
         means = {role: torch.cat([part.cpu() for part in parts]).mean(dim=0).tolist() for role, parts in errors.items()}
         spoilt = None
-        if not torch.stack(extremes).isfinite().all():
+        if not torch.stack([bound.cpu() for bound in extremes]).isfinite().all():  # ranks send theirs to the CPU
             spoilt = f"some latents are too large for {knobs.dtype} or no numbers"
         elif not all(math.isfinite(mean) for own in means.values() for mean in own):
             spoilt = "some frames come out of the decoder as no finite numbers"
