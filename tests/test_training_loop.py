@@ -101,6 +101,22 @@ def test_a_gpu_is_told_to_add_in_one_order(monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
+def test_a_gpu_is_told_not_to_round_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    libraries = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [library.allow_tf32 for library in libraries]
+    for library in libraries:
+        library.allow_tf32 = True
+    try:
+        pick_device("cuda")
+        assert not any(library.allow_tf32 for library in libraries)
+    finally:
+        torch.use_deterministic_algorithms(False)
+        for library, value in zip(libraries, before, strict=True):
+            library.allow_tf32 = value
+
+
 def test_a_state_of_other_knobs_is_not_gone_on_with(tmp_path):
     with pytest.raises(Killed):
         regression(tmp_path, key="old", die_at=30)

@@ -217,7 +217,23 @@ def pick_device(name: str = "auto") -> torch.device:
         raise UpsDataError(f"device {name} was asked for, but this machine has no usable CUDA GPU; use cpu")
     if device.type == "cuda":
         _in_fixed_order()
+        _in_full_precision()
     return device
+
+
+def _in_full_precision() -> None:
+    """Have a GPU multiply float32 numbers as such; PyTorch lets it round them to ten bits in convolutions.
+
+    The last numbers of a token stand for a ten-thousandth of a smooth field: rounded like that, the round trip of
+    Burgers' equation at Nu = 0.01 is forty times worse. Where fewer bits are enough the models say so (autocast).
+    """
+    import warnings
+
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores for float32 matrix multiplication available")
 
 
 def _in_fixed_order() -> None:

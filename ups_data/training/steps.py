@@ -64,7 +64,6 @@ def set_rate(optimiser: torch.optim.Optimizer | Both, rate: float) -> None:
 def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> None:
     """Compile modules in place on a GPU; equal modules (the blocks of a network) are compiled once."""
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
         for part in parts:
             part.compile(dynamic=False)
 
