@@ -27,7 +27,7 @@ from ups_data.params import Optimiser
 from ups_data.stores.grid import GridReader
 from ups_data.training.augment import draw_moves, move
 from ups_data.training.loop import fit, step_generator
-from ups_data.training.losses import relative_error
+from ups_data.training.losses import SMOOTH_ROLLOUT, relative_error
 from ups_data.training.sampling import evenly
 from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper
 
@@ -183,7 +183,7 @@ def loss_of(model: Rival, batch: Batch) -> Tensor:
     if "shifts" in batch:
         fields = move(fields, batch["shifts"], batch["signs"])
     made = model.rollout(fields[:, 0, :, 0], fields.shape[1] - 1)[..., None]
-    return relative_error(made, fields[:, 1:], None, (model.mean**2 + model.std**2)[None])
+    return relative_error(made, fields[:, 1:], None, (model.mean**2 + model.std**2)[None], SMOOTH_ROLLOUT)
 
 
 def steps_in(minutes: float, model: Rival, train: Tensor, knobs: Optimiser) -> int:

@@ -21,7 +21,7 @@ from ups_data.models.operator import (
 from ups_data.params import Train
 from ups_data.stores.latents import LatentCache, write_cache
 from ups_data.training import loop
-from ups_data.training.losses import relative_error
+from ups_data.training.losses import SMOOTH_ROLLOUT, relative_error
 from ups_data.training.operator import train_operator, unrolling
 
 CPU = torch.device("cpu")
@@ -252,3 +252,15 @@ def test_the_relative_error_ignores_padding_and_scales_with_the_error():
     spoilt = torch.where(mask[:, None, :, None], 1.1 * target, torch.full_like(target, 1e3))
     assert relative_error(spoilt, target, mask, torch.ones(2)).item() == pytest.approx(0.1, rel=2e-2)
     assert np.isclose(relative_error(target, target, None, torch.ones(2)).item(), 0.0, atol=1e-3)
+
+
+def test_in_training_small_errors_pull_by_their_size_and_large_ones_all_alike():
+    target = torch.randn(1, 1, 64, 1, generator=torch.Generator().manual_seed(4))
+
+    def pull(error: float) -> float:
+        prediction = ((1 + error) * target).requires_grad_()
+        relative_error(prediction, target, None, target.square().mean()[None], SMOOTH_ROLLOUT).backward()
+        return prediction.grad.norm().item()
+
+    assert pull(1e-4) == pytest.approx(10 * pull(1e-5), rel=0.05)
+    assert pull(1e-1) == pytest.approx(pull(1e-2), rel=0.05)

@@ -24,7 +24,7 @@ from ups_data.params import Train
 from ups_data.stores.latents import DTYPES, LatentCache
 from ups_data.training.augment import check_augment, draw_moves, move
 from ups_data.training.loop import fit, step_generator
-from ups_data.training.losses import relative_error
+from ups_data.training.losses import SMOOTH, SMOOTH_ROLLOUT, relative_error
 from ups_data.training.sampling import draw, evenly
 from ups_data.training.steps import Batch, Matrices, compile_parts
 
@@ -89,8 +89,8 @@ class Problem:
             | (self.cache.geometry(samples, self.device) or {})
         )
 
-    def error(self, model: LatentOperator, batch: Batch) -> Tensor:
-        """Relative error of the predicted frames, decoded, against the decoded latents of the cache.
+    def error(self, model: LatentOperator, batch: Batch, smooth: float = SMOOTH) -> Tensor:
+        """Relative error of the predicted frames, decoded, against the decoded latents of the cache (relative_error).
 
         Of `looked_at`, where it is in the batch: which of the predicted frames are decoded and compared. The batch is
         moved by `shifts` and `signs` (see augment.py) where those are in it.
@@ -107,7 +107,8 @@ class Problem:
         prediction = model.rollout(given, batch["parameters"], batch["time_step"], steps, static)
         prediction = prediction if looked_at is None else prediction[:, looked_at]
         fields = decode_frames(self.autoencoder, prediction, geometry, self.role)
-        return relative_error(fields, truth, batch.get("mask"), self.autoencoder.mean_square(self.role))
+        size = self.autoencoder.mean_square(self.role)
+        return relative_error(fields, truth, batch.get("mask"), size, smooth)
 
     def _moved(self, given: Tensor, static: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Latents of the given frames, and patches of the static fields, where the batch is moved to."""
@@ -238,7 +239,7 @@ def train_operator(
     curve = fit(
         model,
         lambda step: training_batch(problem, knobs, step, *plan[step]),
-        lambda batch: problem.error(model, batch),
+        lambda batch: problem.error(model, batch, SMOOTH_ROLLOUT),
         validate,
         knobs,
         state=state,
