@@ -237,8 +237,10 @@ class LatentOperator(nn.Module):
             x = x + self.place
         if self.surroundings is not None:
             x = x + self.surroundings(static_fields)
-        # What the blocks add to, and the ways in and out, stay float32: bfloat16 has three digits, rollouts need more.
-        with torch.autocast(history.device.type, torch.bfloat16, enabled=history.device.type == "cuda"):
+        # bfloat16 has three digits. They are enough to learn from, if what the blocks add to and the ways in and out stay
+        # float32; a rollout needs more and has time for it: rounded, smooth fields are a thousandth off after some calls.
+        rounded = self.training and history.device.type == "cuda"
+        with torch.autocast(history.device.type, torch.bfloat16, enabled=rounded):
             for block in self.blocks:
                 x = block(x, condition, self.cos, self.sin)
         change = self.outward(self.norm(x))
