@@ -1,9 +1,10 @@
 """How fast a split is encoded into a latent cache, against loops that save one file a trajectory.
 
 One loop encodes a trajectory at a time, one a frame at a time; they take fewer of them. All encode the same synthetic
-trajectories with the same autoencoder to latents of the same shape and dtype, in one run and in turn; the autoencoder
-is not trained, which costs and saves no time. In turn with them, the limit: the same bytes brought to the device and,
-at once, as many as the cache has written and flushed. Prints one JSON line.
+trajectories with the same autoencoder to latents of the same shape and dtype, in one run and in turn: the loops with
+its networks as they are trained, as one would write such a loop, the cache with them frozen, as the project uses them
+(models/folding.py). It is not trained, which costs and saves no time. In turn with them, the limit: the same bytes
+brought to the device and, at once, as many as the cache has written and flushed. Prints one JSON line.
 
     python -m bench.latents --samples 512 --device cpu
     python -m bench.latents --samples 8000 --full --workers 4     # a GPU, at the size of PDEBench's files
@@ -61,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         frames = GridFrames(synthetic(Path(folder), (args.samples, *shape)), View(space_stride=1, time_stride=1))
         config = autoencoder_config("bench", frames, size) | {"steps": 1}
-        autoencoder = build_autoencoder(config).to(device).eval().requires_grad_(False)
+        as_trained = build_autoencoder(config).to(device).eval().requires_grad_(False)
+        autoencoder = build_autoencoder(config).freeze().to(device)
         knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 512), shard_mb=256)
         made = 2 * args.samples * shape[0] * size.latent_len * size.latent_dim
         ways: dict[str, Callable[[], object]] = {
@@ -75,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 pin_memory=device.type == "cuda",
             ),
             "trajectories": lambda: one_by_one(
-                autoencoder, frames, Path(folder) / "loop", device, frames.frames, FEWER["trajectories"]
+                as_trained, frames, Path(folder) / "loop", device, frames.frames, FEWER["trajectories"]
             ),
-            "frames": lambda: one_by_one(autoencoder, frames, Path(folder) / "loop", device, 1, FEWER["frames"]),
+            "frames": lambda: one_by_one(as_trained, frames, Path(folder) / "loop", device, 1, FEWER["frames"]),
             "limit": lambda: limit(frames, made, Path(folder) / "limit", device),
         }
         seconds = {name: [] for name in ways}

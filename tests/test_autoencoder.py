@@ -10,6 +10,7 @@ from ups_data.errors import UpsDataError
 from ups_data.geometry import boundary_distance
 from ups_data.models import splines
 from ups_data.models.autoencoder import build_autoencoder, load_autoencoder, save_autoencoder
+from ups_data.models.checkpoint import weights_id
 from ups_data.models.grid_autoencoder import from_patches, to_patches, token_shape
 from ups_data.params import View
 from ups_data.training.autoencoder import round_trip
@@ -59,9 +60,11 @@ def first_frame(data, kind, role):
     ("resolution", "tokens", "shift"),
     [([32], [8], [12]), ([16, 24], [4, 4], [-4, 6]), ([8, 8, 8], [2, 4, 2], [4, 2, 0])],
 )
-def test_a_shift_by_whole_patches_shifts_the_tokens(resolution, tokens, shift):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_shift_by_whole_patches_shifts_the_tokens(resolution, tokens, shift, frozen):
     torch.manual_seed(0)
     model = build_autoencoder(grid_config(resolution, tokens, [True] * len(tokens))).eval()
+    model = model.freeze() if frozen else model
     fields = torch.randn(2, *resolution, 2)
     axes = list(range(1, 1 + len(tokens)))
     by_tokens = [s * n // points for s, n, points in zip(shift, tokens, resolution, strict=True)]
@@ -72,6 +75,61 @@ def test_a_shift_by_whole_patches_shifts_the_tokens(resolution, tokens, shift):
         decoded = model.decode(after.flatten(1, -2), None, "state")
         expected = model.decode(before.flatten(1, -2), None, "state").roll(shift, axes)
         torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", range(4))
+@pytest.mark.parametrize("width", [4, 40])  # the width decides what is multiplied out
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize(
+    ("resolution", "tokens"), [([32], [8]), ([16, 24], [4, 4]), ([8, 8, 8], [2, 4, 2])], ids=["1d", "2d", "3d"]
+)
+def test_a_frozen_autoencoder_computes_what_was_trained_forwards_and_backwards(
+    resolution, tokens, periodic, width, depth
+):
+    torch.manual_seed(0)
+    config = grid_config(resolution, tokens, [periodic] * len(tokens)) | {"width": width, "depth": depth}
+    trained = build_autoencoder(config)
+    frozen = build_autoencoder(config)
+    frozen.load_state_dict(trained.state_dict())
+    frozen.freeze()
+    assert weights_id(frozen.state_dict()) == weights_id(trained.state_dict())
+    fields = torch.randn(2, *resolution, 2)
+    latents, found = (model.encode({"fields": fields}, "state") for model in (trained, frozen))
+    assert relative(found, latents) < 1e-5
+    given = [latents.detach().clone().requires_grad_() for _ in range(2)]
+    decoded = [model.decode(own, None, "state") for model, own in zip((trained, frozen), given, strict=True)]
+    assert relative(*decoded) < 1e-5
+    weights = torch.randn_like(fields)
+    gradients = [
+        torch.autograd.grad((fields * weights).sum(), own)[0] for fields, own in zip(decoded, given, strict=True)
+    ]
+    assert relative(*gradients) < 1e-5
+
+
+def relative(found, expected):
+    """Largest difference by largest number."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+def multiply_adds(network):
+    """For every token, of a frozen network and of the same as it was trained."""
+    return network.folded.multiply_adds, sum(p.numel() for name, p in network.named_parameters() if "weight" in name)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("depth", range(5))
+@pytest.mark.parametrize("width", [4, 16, 48])
+def test_a_frozen_network_never_takes_more_multiply_adds(axes, depth, width):
+    config = grid_config([16] * axes, [4] * axes, [True] * axes) | {"width": width, "depth": depth}
+    model = build_autoencoder(config).freeze()
+    for network in (model.encoders["state"], model.decoders["state"]):
+        now, before = multiply_adds(network)
+        assert now <= before
+
+
+def test_a_line_is_encoded_in_a_third_of_the_multiply_adds():
+    config = grid_config([1024], [64], [True], ["u"]) | {"latent_dim": 14, "width": 48, "depth": 1}
+    assert multiply_adds(build_autoencoder(config).freeze().encoders["state"]) == (3648, 11328)
 
 
 def test_without_a_period_the_two_ends_know_nothing_of_each_other():
@@ -264,7 +322,8 @@ def test_weights_are_read_back_and_an_untrained_autoencoder_is_refused(data, mod
     save_autoencoder(path, model, 40)
     loaded = load_autoencoder(path)
     frame = first_frame(data, "particles", "state")
-    assert torch.equal(loaded.encode(frame, "state"), model.encode(frame, "state").detach())
+    torch.testing.assert_close(loaded.encode(frame, "state"), model.encode(frame, "state").detach(), rtol=0, atol=1e-5)
+    assert loaded.constituents() == model.constituents() | {"config": loaded.constituents()["config"]}
     save_autoencoder(path, model, 0)
     with pytest.raises(UpsDataError, match=r"trained for 0 steps; train it with `python -m stages.autoencoder"):
         load_autoencoder(path)

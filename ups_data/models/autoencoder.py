@@ -133,6 +133,15 @@ class Autoencoder(nn.Module):
         self.get_buffer(f"{role}_latent_mean").copy_(latents.mean(dim=0))
         self.get_buffer(f"{role}_latent_std").copy_(latents.std(dim=0).clamp_min(1e-6))
 
+    def freeze(self) -> Autoencoder:
+        """Make a trained autoencoder ready for use: its weights take no gradients and its networks are folded.
+
+        What is saved and what the latents depend on stays the same.
+        """
+        for network in (*self.encoders.values(), *self.decoders.values()):
+            network.fold()
+        return self.eval().requires_grad_(False)
+
     def constituents(self) -> dict[str, str]:
         """What the latents depend on, by name: weights, config, normaliser, view, data."""
         config = {key: value for key, value in self.config.items() if key not in ("normaliser", "view", "data")}
@@ -157,7 +166,7 @@ def save_autoencoder(path: str | Path, autoencoder: Autoencoder, steps: int) -> 
 
 
 def load_autoencoder(path: str | Path, device: torch.device | str = "cpu") -> Autoencoder:
-    """Read a trained autoencoder, ready to encode.
+    """Read a trained autoencoder, frozen and ready to encode.
 
     Raises UpsDataError for a file that is missing, damaged, of another kind, or an autoencoder that was never trained.
     """
@@ -170,7 +179,7 @@ def load_autoencoder(path: str | Path, device: torch.device | str = "cpu") -> Au
     refuse_untrained(config, str(path))
     autoencoder = Autoencoder(config)
     load_weights(autoencoder, weights, path)
-    return autoencoder.to(device).eval().requires_grad_(False)
+    return autoencoder.freeze().to(device)
 
 
 def check_view(autoencoder: Autoencoder, task: str, view: View) -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_data.errors import UpsDataError
+from ups_data.models.folding import Folded, fold
 from ups_data.models.padding import pad_grid
 
 CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -48,12 +49,12 @@ def _divisors(number: int) -> list[int]:
 
 
 def to_patches(fields: Tensor, tokens: Sequence[int]) -> Tensor:
-    """[B, X1, .., C] -> [B, points of a patch * C, T1, ..]."""
+    """[B, X1, .., C] -> [B, points of a patch * C, T1, ..], in memory [B, T1, .., points of a patch * C]."""
     batch, *resolution, channels = fields.shape
     axes = len(tokens)
     split = [n for points, count in zip(resolution, tokens, strict=True) for n in (count, points // count)]
-    order = [0, *range(2, 2 * axes + 1, 2), 2 * axes + 1, *range(1, 2 * axes, 2)]
-    return fields.reshape(batch, *split, channels).permute(order).reshape(batch, -1, *tokens)
+    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
+    return fields.reshape(batch, *split, channels).permute(order).reshape(batch, *tokens, -1).movedim(-1, 1)
 
 
 def from_patches(patches: Tensor, resolution: Sequence[int]) -> Tensor:
@@ -107,9 +108,14 @@ class TokenNetwork(nn.Module):
             *(Block(width, periodic) for _ in range(config["depth"])),
             pointwise(width, outputs, 1),
         )
+        self.folded: Folded | None = None
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.linear(grid) + self.network(grid)
+        return self.linear(grid) + self.network(grid) if self.folded is None else self.folded(grid)
+
+    def fold(self) -> None:
+        """Compute the same in fewer operations from now on; the weights must not change any more."""
+        self.folded = fold(self.linear.kernel, self.network, self.linear.periodic)
 
     @torch.no_grad()
     def start(self, matrix: Tensor) -> None:
