@@ -4,6 +4,9 @@ Takes the autoencoder and the cache of a task as the pipeline left them. Prints 
 unrolled calls and way of running: `plain` (as written), `recorded` (CUDA graphs), `compiled` (and compiled blocks).
 
     python -m bench.train burgers1d --params configs/burgers1d_gpu.yaml --batches 64 128
+    torchrun --nproc_per_node 2 -m bench.train burgers1d --params configs/burgers1d_gpu.yaml --ways compiled
+
+Under torchrun a batch is shared by the processes.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -24,7 +27,8 @@ from ups_data.models.autoencoder import load_autoencoder
 from ups_data.models.operator import LatentOperator, build_operator
 from ups_data.params import Train, dataset_params, load_params
 from ups_data.stores.latents import open_cache
-from ups_data.training.operator import Problem, operator_config, trained_apart, training_batch
+from ups_data.training import ranks
+from ups_data.training.operator import WHOLE, Problem, operator_config, trained_apart, training_batch
 from ups_data.training.steps import Batch, compile_parts, make_optimiser, plain_step, set_rate, stepper
 
 WAYS = ("plain", "recorded", "compiled")
@@ -45,15 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
-    device = pick_device(args.device)
+    with ranks.joined(pick_device(args.device)) as device:
+        for result in rows(args, device):
+            if ranks.rank() == 0:
+                print(json.dumps(result), flush=True)
+    return 0
+
+
+def rows(args: argparse.Namespace, device: torch.device) -> Iterator[dict]:
+    """A row for each way, size of a batch and number of calls."""
     knobs = dataset_params(load_params(args.params, args.set), args.task).train
     autoencoder = load_autoencoder(Path(args.models) / args.task / "autoencoder.safetensors", device)
     problem = Problem(open_cache(args.cache_dir, args.task, "train", autoencoder), autoencoder, device)
     for way in args.ways:
         for batch in args.batches or [knobs.batch]:
-            for result in measure(problem, knobs.model_copy(update={"batch": batch}), way, device):
-                print(json.dumps(result), flush=True)
-    return 0
+            yield from measure(problem, knobs.model_copy(update={"batch": batch}), way, device)
 
 
 def measure(problem: Problem, knobs: Train, way: str, device: torch.device) -> list[dict]:
@@ -80,13 +90,14 @@ def measure(problem: Problem, knobs: Train, way: str, device: torch.device) -> l
         results.append(
             {
                 "device": name,
+                "processes": ranks.world(),
                 "way": way,
                 "batch": knobs.batch,
                 "calls": calls,
                 "augment": knobs.augment,
                 "ms_a_step": round(1e3 * seconds, 3),
                 "tflops": round(rate / 1e12, 1),
-                "utilisation": round(rate / peak, 3) if peak else None,
+                "utilisation": round(rate / peak / ranks.world(), 3) if peak else None,
                 "ready_after_s": round(time.perf_counter() - started - STEPS * seconds, 1),
                 "parameters": sum(p.numel() for p in model.parameters()),
             }
@@ -100,7 +111,7 @@ def step_seconds(
     """Mean seconds of a step in steady state, drawing its batch included."""
 
     def one(number: int) -> None:
-        step(training_batch(problem, knobs, number, calls * knobs.bundle, knobs.strides[0]))
+        step(ranks.own(training_batch(problem, knobs, number, calls * knobs.bundle, knobs.strides[0]), WHOLE))
 
     for number in range(3):
         one(number)

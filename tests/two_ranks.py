@@ -1,6 +1,6 @@
 """What tests/test_ranks.py starts under torchrun and as one process: caches, and short trainings of every model.
 
-torchrun --standalone --nproc-per-node 2 -m tests.two_ranks ROOT OUT
+torchrun --standalone --nproc-per-node 2 -m tests.two_ranks ROOT OUT cpu
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ups_data.execution import pick_device
 from ups_data.files import write_json
 from ups_data.models.autoencoder import load_autoencoder, save_autoencoder
 from ups_data.models.checkpoint import save_model
@@ -62,8 +63,8 @@ def work(root: Path, out: Path, device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    with ranks.joined(torch.device("cpu")) as place:
-        if sys.argv[1:2] == ["apart"]:
+    with ranks.joined(pick_device(sys.argv[3])) as place:
+        if sys.argv[1] == "apart":
             regression(Path(sys.argv[2]) / str(ranks.rank()))
         else:
             work(Path(sys.argv[1]), Path(sys.argv[2]), place)

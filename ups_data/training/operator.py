@@ -33,6 +33,7 @@ JUDGED = {"cpu": 16, "cuda": 256}  # validation trajectories rolled out at each 
 CHECKS = 10  # validations in a training
 # Predicted frames of a training window that are decoded, drawn anew each step: decoding takes half the time on a CPU.
 LOOKED_AT = {"cpu": 4, "cuda": None}
+WHOLE = ("looked_at",)  # what of a batch has no row a sample
 
 
 class Problem:
@@ -246,7 +247,7 @@ def train_operator(
         key=key,
         label=label,
         checks=CHECKS,
-        whole=("looked_at",),
+        whole=WHOLE,
         matrices=trained_apart(model, knobs),
     )
     return model, curve

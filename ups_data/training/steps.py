@@ -2,7 +2,8 @@
 
 On the CPU it runs as it is written. On a GPU the networks of these sizes are bound by kernel launches, not by
 arithmetic, so the step is recorded once as a CUDA graph for every shape of batch and then replayed; the host only
-draws batches, ahead of the device, and never waits for it.
+draws batches, ahead of the device, and never waits for it. What
+several ranks tell each other in a step is recorded too.
 """
 
 from __future__ import annotations
@@ -83,8 +84,7 @@ def stepper(
 ) -> Callable[[Batch], Tensor]:
     """The function that trains `model` on a batch and returns its loss, detached."""
     step = plain_step(model, optimiser, loss)
-    # Several ranks exchange gradients in every step: that is not recorded.
-    return Recorded(model, optimiser, step) if device.type == "cuda" and ranks.world() == 1 else step
+    return Recorded(model, optimiser, step) if device.type == "cuda" else step
 
 
 def plain_step(
@@ -135,7 +135,8 @@ class Recorded:
         torch.cuda.current_stream().wait_stream(stream)
         self.optimiser.zero_grad(set_to_none=True)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
+        # Other threads may go on asking the device: NCCL has one that watches over its messages.
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
             value = self.step(inputs)
         with torch.no_grad():
             for tensor, kept in zip(self.model.state_dict().values(), weights, strict=True):
