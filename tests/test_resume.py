@@ -59,7 +59,7 @@ def step_of(state: Path) -> int:
     try:
         with safe_open(state / "state.safetensors", framework="pt") as file:
             return int(file.metadata()["step"])
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, RuntimeError):  # RuntimeError: it was replaced between two looks at it
         return 0
 
 

@@ -134,12 +134,14 @@ class Autoencoder(nn.Module):
         self.get_buffer(f"{role}_latent_std").copy_(latents.std(dim=0).clamp_min(1e-6))
 
     def freeze(self) -> Autoencoder:
-        """Make a trained autoencoder ready for use: its weights take no gradients and its networks are folded.
+        """Make a trained autoencoder ready for use where it is: its weights take no gradients, a CPU has them folded.
 
-        What is saved and what the latents depend on stays the same.
+        What is saved and what the latents depend on stays the same. On a GPU a training step through a folded decoder
+        took four times as long (27.7 in place of 6.8 ms on an H200).
         """
-        for network in (*self.encoders.values(), *self.decoders.values()):
-            network.fold()
+        if next(self.parameters()).device.type == "cpu":
+            for network in (*self.encoders.values(), *self.decoders.values()):
+                network.fold()
         return self.eval().requires_grad_(False)
 
     def constituents(self) -> dict[str, str]:
@@ -179,7 +181,7 @@ def load_autoencoder(path: str | Path, device: torch.device | str = "cpu") -> Au
     refuse_untrained(config, str(path))
     autoencoder = Autoencoder(config)
     load_weights(autoencoder, weights, path)
-    return autoencoder.freeze().to(device)
+    return autoencoder.to(device).freeze()
 
 
 def check_view(autoencoder: Autoencoder, task: str, view: View) -> None:

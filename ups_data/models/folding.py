@@ -4,7 +4,7 @@ The stream h of a residual network is a sum of matrices times its input x and it
 What reads it, a convolution or the last layer, can take x and g instead, through a product of both matrices, or h
 itself once that is computed: `fold` takes what has the fewest multiply-adds. The results are those of the network up
 to rounding: a periodic or repeated margin is the same before and after a layer that sees each token alone, its bias
-included.
+included. For CPUs, which are bound by arithmetic.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ups_data.models.padding import pad_grid
 
 # A line of tokens is a plane of one row: for planes the CPU has faster convolutions, with the channels last.
 CONVOLVE = {1: F.conv2d, 2: F.conv2d, 3: F.conv3d}
-CHANNELS_LAST = {1: torch.channels_last, 2: torch.channels_last, 3: torch.channels_last_3d}
+LAYOUT = {1: torch.channels_last, 2: torch.channels_last, 3: torch.contiguous_format}
 Kernels = dict[int, Tensor]  # of a value (0: the input, n: what step n - 1 makes): [outputs, channels, taps..]
 
 
@@ -34,7 +34,7 @@ class Step(nn.Module):
         self.axes = next(iter(kernels.values())).dim() - 2
         for value, kernel in kernels.items():
             kernel = kernel.unsqueeze(2) if self.axes == 1 else kernel
-            self._constant(f"kernel{value}", kernel.float().contiguous(memory_format=CHANNELS_LAST[self.axes]))
+            self._constant(f"kernel{value}", kernel.float().contiguous(memory_format=LAYOUT[self.axes]))
         self._constant("bias", bias.float())
 
     def _constant(self, name: str, tensor: Tensor) -> None:

@@ -49,12 +49,12 @@ def _divisors(number: int) -> list[int]:
 
 
 def to_patches(fields: Tensor, tokens: Sequence[int]) -> Tensor:
-    """[B, X1, .., C] -> [B, points of a patch * C, T1, ..], in memory [B, T1, .., points of a patch * C]."""
+    """[B, X1, .., C] -> [B, points of a patch * C, T1, ..]."""
     batch, *resolution, channels = fields.shape
     axes = len(tokens)
     split = [n for points, count in zip(resolution, tokens, strict=True) for n in (count, points // count)]
-    order = [0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), 2 * axes + 1]
-    return fields.reshape(batch, *split, channels).permute(order).reshape(batch, *tokens, -1).movedim(-1, 1)
+    order = [0, *range(2, 2 * axes + 1, 2), 2 * axes + 1, *range(1, 2 * axes, 2)]
+    return fields.reshape(batch, *split, channels).permute(order).reshape(batch, -1, *tokens)
 
 
 def from_patches(patches: Tensor, resolution: Sequence[int]) -> Tensor:
