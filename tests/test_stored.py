@@ -1,6 +1,7 @@
 """Samples read past HDF5: what comes is what HDF5 gives, whatever the chunks, and what is packed is left to it."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.raw import converted, random, write_groups
 from ups_data.conversion import blocks
 from ups_data.errors import UpsDataError
+from ups_data.sources import stored as stored_module
 from ups_data.sources.stored import Boxes, read_boxes, sample_of
 
 SHAPE = (11, 6, 9, 2)  # [T, Y, X, C]
@@ -62,19 +64,42 @@ def test_one_channel_without_chunks_is_a_plane(opened):
     assert np.frombuffer(os.pread(descriptor, values.nbytes, at), "<f4").tolist() == values.ravel().tolist()
 
 
-def test_packed_chunks_are_told_from_those_that_lzf_left_as_they_are(opened):
-    values = random(12, 8, 64, 1)
+def test_chunks_that_lzf_has_packed_are_read_with_those_that_it_left_as_they_are(opened):
+    values = random(24, 8, 64, 1)
     values[4:8] = 0
+    values[10:16, ::2] = 1.5
     path, data, descriptor = opened(values, chunks=(2, 8, 64, 1), compression="lzf")
     stored = sample_of(data, AS_IS)
-    assert (stored.offsets.ravel() < 0).tolist() == [False, False, True, True, False, False]
-    steps = list(stored.steps(1, 12, 10**9))
-    assert steps == [(1, 4, True), (4, 8, False), (8, 12, True)]
-    assert list(stored.steps(1, 5, 1)) == [(1, 2, True), (2, 4, True), (4, 5, False)]
-    for start, stop, plain in steps:
-        if plain:
-            got = read_boxes(path, descriptor, stored, start, stop)
-            np.testing.assert_array_equal(got, values[start:stop].transpose(AS_IS))
+    assert (stored.packed.ravel() > 0).tolist() == [False] * 2 + [True] * 2 + [False] + [True] * 3 + [False] * 4
+    assert list(stored.steps(1, 24, 10**9)) == [(1, 24, True)]
+    for start, stop in ((0, 24), (1, 12), (4, 6), (5, 6), (3, 9), (11, 12), (16, 24)):
+        got = read_boxes(path, descriptor, stored, start, stop)
+        np.testing.assert_array_equal(got, values[start:stop].transpose(AS_IS))
+
+
+@pytest.mark.parametrize("boxes", [1, 3, 4, 5, 11])
+def test_any_number_of_packed_chunks_is_unpacked(opened, boxes, monkeypatch):
+    monkeypatch.setattr(stored_module, "UNPACKED", 4 * 2 * 64)
+    values = np.repeat(random(2 * boxes, 1, 1, 1), 64, axis=2)
+    path, data, descriptor = opened(values, chunks=(2, 1, 64, 1), compression="lzf")
+    stored = sample_of(data, AS_IS)
+    assert (stored.packed > 0).all()
+    got = read_boxes(path, descriptor, stored, 0, len(values))
+    np.testing.assert_array_equal(got, values.transpose(AS_IS))
+
+
+def test_threads_unpack_at_the_same_time(opened):
+    values = np.repeat(random(64, 1, 1, 1), 64, axis=2)
+    path, data, descriptor = opened(values, chunks=(2, 1, 64, 1), compression="lzf")
+    stored = sample_of(data, AS_IS)
+
+    def read(start):
+        wanted = values[start : start + 8].transpose(AS_IS)
+        got = (read_boxes(path, descriptor, stored, start, start + 8) for _ in range(50))
+        return all(np.array_equal(one, wanted) for one in got)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(0, 56, 7)))
 
 
 @pytest.mark.parametrize(

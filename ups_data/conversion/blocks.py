@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from ups_data.statistics import STRIP, Sums, new_scratch
 
 BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
 PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
+WRITE = 128 << 10  # bytes written at once: processes that write to one file wait for each other, best not for long
 SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it; where not, nothing is lost
 START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
 
@@ -156,18 +157,21 @@ def _box_strips(source: Source, piece: Piece, most: int, memory: Memory) -> Iter
     """The channels of a piece that stands in boxes, in strips [C, n] of at most `most` rows."""
     parts = _boxes(source, piece)
     if (piece.stop - piece.start) * piece.points <= most:
-        parts = [np.concatenate(list(parts), axis=1)]  # a strip costs as much as the boxes of a small sample
+        parts = list(parts)  # a strip costs as much as the boxes of a small sample
+        parts = [np.concatenate(parts, axis=1)] if len(parts) > 1 else parts
     for planes in parts:
         for first in range(0, planes.shape[1], most):
             yield np.ascontiguousarray(planes[:, first : first + most])
 
 
 def _boxes(source: Source, piece: Piece) -> Iterator[np.ndarray]:
-    """The channels of a piece step by step, [C, n]; HDF5 unpacks what is packed."""
+    """The channels of a piece step by step, [C, n]; HDF5 reads what is not stored as lzf or no filter left it."""
     for start, stop, plain in piece.stored.steps(piece.start, piece.stop, STRIP):
+        planes = None
         if plain:
-            planes = read_boxes(source.path, source.descriptor, piece.stored, start, stop)
-        else:
+            with suppress(OSError):  # of what cannot be unpacked HDF5 says where it is
+                planes = read_boxes(source.path, source.descriptor, piece.stored, start, stop)
+        if planes is None:
             planes = np.moveaxis(read_frames(source.raw(), piece.row, start, stop), -1, 0)
         yield planes.reshape(len(planes), -1)
 
@@ -191,4 +195,4 @@ def _start_writing(target: int, pieces: Sequence[Piece], channels: int) -> None:
 def _write(target: int, values: np.ndarray, offset: int) -> None:
     view, done = memoryview(values).cast("B"), 0
     while done < len(view):
-        done += os.pwrite(target, view[done:], offset + done)
+        done += os.pwrite(target, view[done : done + WRITE], offset + done)

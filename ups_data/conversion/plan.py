@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
@@ -190,7 +191,9 @@ def _look(raw: RawFile, file: int, rows: range) -> Iterator[Sample]:
 def _first_frame(raw: RawFile, row: int, stored: Stored | None, descriptor: int) -> np.ndarray:
     """The first frame of a sample: float32 [X.., C]."""
     if isinstance(stored, Boxes) and (stored.offsets[0] >= 0).all():
-        return np.moveaxis(read_boxes(raw.path, descriptor, stored, 0, 1)[:, 0], 0, -1)
+        with suppress(OSError):  # of what cannot be unpacked HDF5 says where it is
+            start = read_boxes(raw.path, descriptor, stored, 0, 1)[:, 0]
+            return start.transpose(*range(1, start.ndim), 0)
     if stored is None or isinstance(stored, Boxes):
         return read_frames(raw, row, 0, 1)[0]
     start = np.empty((len(stored), *raw.space), dtype="<f4")

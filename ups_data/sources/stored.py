@@ -1,16 +1,19 @@
 """Where the numbers of a sample stand in its file, for who reads them without HDF5.
 
 float32 numbers that no filter has touched are a copy away: each channel in one piece (`Planes`), or in boxes (`Boxes`),
-the chunks of a file, which HDF5 puts together number by number and ten times as slow.
+the chunks of a file, which HDF5 puts together number by number and ten times as slow. Boxes that lzf has packed, which
+in the files we know are few among those it left as they are, are read with them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from threading import get_ident
 from typing import NamedTuple
 
 import h5py
@@ -19,16 +22,21 @@ import numpy as np
 from ups_data.errors import UpsDataError
 
 NUMBER = np.dtype("<f4")
+UNPACKED = 1 << 18  # numbers of boxes that are unpacked at once, 1 MB, or those of one box
 Planes = tuple[int, ...]  # byte offsets of a sample's channels, each float32 [T, X..] without a gap
 
 
 class Boxes(NamedTuple):
     """Where the boxes stand that a sample [T, ..] of `shape` is cut into, some frames to a box."""
 
-    offsets: np.ndarray  # int64 [boxes along every axis]; -1: packed, or never written
+    offsets: np.ndarray  # int64 [boxes along every axis]; -1: never written, or packed by anything but lzf
+    packed: np.ndarray  # uint32, the same: bytes of a box that lzf has packed; 0: its numbers as they are
     box: tuple[int, ...]  # numbers along every axis
     shape: tuple[int, ...]
     order: tuple[int, ...]  # the axes of the file that are channel, time, x, y, ..
+
+    def __reduce__(self) -> tuple:  # thousands go from process to process: as arrays they would take five times as long
+        return _boxes, (self.offsets.tobytes(), self.packed.tobytes(), *self[2:])
 
     def steps(self, start: int, stop: int, most: int) -> Iterator[tuple[int, int, bool]]:
         """Frames [start, stop) in steps of at most `most` numbers or one box, and whether all of a step is stored."""
@@ -41,6 +49,19 @@ class Boxes(NamedTuple):
             if row == last or row - begin == together or plain[row - first] != plain[begin - first]:
                 yield max(start, begin * frames), min(stop, row * frames), plain[begin - first]
                 begin = row
+
+
+def _boxes(
+    offsets: bytes, packed: bytes, box: tuple[int, ...], shape: tuple[int, ...], order: tuple[int, ...]
+) -> Boxes:
+    grid = _grid(shape, box)
+    places, sizes = np.frombuffer(offsets, np.int64), np.frombuffer(packed, np.uint32)
+    return Boxes(places.reshape(grid), sizes.reshape(grid), box, shape, order)
+
+
+def _grid(shape: tuple[int, ...], box: tuple[int, ...]) -> list[int]:
+    """Boxes along every axis."""
+    return [-(-points // width) for points, width in zip(shape, box, strict=True)]
 
 
 Stored = Planes | Boxes
@@ -57,49 +78,71 @@ def planes_of(fields: Sequence[h5py.Dataset], samples: int) -> Callable[[int], P
 
 def sample_of(data: h5py.h5d.DatasetID, order: tuple[int, ...]) -> Stored | None:
     """Where a sample [T, ..] stands that is a dataset of its own; None where HDF5 packs or converts all of it."""
-    made, shape = data.get_create_plist(), data.shape
+    if data.get_create_plist().get_layout() != h5py.h5d.CHUNKED:
+        start = data.get_offset()
+        return samples_of(data, order, np.array([-1 if start is None else start]), None)[0]
+    found: list[h5py.h5d.StoreInfo] = []
+    data.chunk_iter(lambda chunk: found.append((chunk.size, chunk.filter_mask, chunk.chunk_offset, chunk.byte_offset)))
+    return samples_of(data, order, None, np.array([found], chunk_type(data.rank)))[0]
+
+
+def chunk_type(axes: int) -> np.dtype:
+    """A chunk of a dataset: its bytes, the filters it skipped, its first number, where it stands."""
+    return np.dtype([("size", "<u4"), ("mask", "<u4"), ("place", "<u8", (axes,)), ("address", "<u8")])
+
+
+def samples_of(
+    data: h5py.h5d.DatasetID, order: tuple[int, ...], starts: np.ndarray | None, chunks: np.ndarray | None
+) -> list[Stored | None]:
+    """`sample_of` for N datasets that differ from `data` only in where they are.
+
+    `starts`: int64 [N], -1 where there is nothing, for data in one piece; `chunks`: [N, chunks] of `chunk_type`, at the
+    same places in every dataset.
+    """
+    shape, count = data.shape, len(chunks if starts is None else starts)
     if not data.get_type().equal(h5py.h5t.IEEE_F32LE):
-        return None
-    if made.get_layout() == h5py.h5d.CHUNKED:
-        return _chunks_of(data, made, shape, order)
-    start = data.get_offset()
-    if start is None:
-        return None
+        return [None] * count
+    if starts is not None:
+        return [None if start < 0 else _in_one_piece(start, shape, order) for start in starts.tolist()]
+    made = data.get_create_plist()
+    filters = [made.get_filter(index)[0] for index in range(made.get_nfilters())]
+    box, places = made.get_chunk(), chunks["place"][0, :, : len(shape)]
+    if (places >= shape).any():
+        return [None] * count  # a damaged index: HDF5 says what is wrong
+    as_is = (chunks["mask"] == (1 << len(filters)) - 1) & (chunks["size"] == 4 * prod(box))  # every filter did nothing
+    packed = (chunks["mask"] == 0) & (chunks["size"] <= 4 * prod(box)) & (filters == [h5py.h5z.FILTER_LZF])
+    grid = _grid(shape, box)
+    offsets, sizes = np.full((count, *grid), -1, np.int64), np.zeros((count, *grid), np.uint32)
+    at = (slice(None), *(places // np.array(box, np.uint64)).T.astype(np.intp))
+    offsets[at] = np.where(as_is | packed, chunks["address"].astype(np.int64), -1)
+    sizes[at] = np.where(packed, chunks["size"], 0)
+    some = (as_is | packed).any(axis=1)
+    return [Boxes(offsets[i], sizes[i], box, shape, order) if some[i] else None for i in range(count)]
+
+
+def _in_one_piece(start: int, shape: tuple[int, ...], order: tuple[int, ...]) -> Stored:
     if shape[-1] == 1 and order[1:] == tuple(range(len(shape) - 1)):
         return (start,)
     offsets = start + 4 * prod(shape[1:]) * np.arange(shape[0], dtype=np.int64)
-    return Boxes(offsets.reshape(-1, *[1] * (len(shape) - 1)), (1, *shape[1:]), shape, order)
-
-
-def _chunks_of(
-    data: h5py.h5d.DatasetID, made: h5py.h5p.PropDCID, shape: tuple[int, ...], order: tuple[int, ...]
-) -> Boxes | None:
-    box, unfiltered = made.get_chunk(), (1 << made.get_nfilters()) - 1  # a bit for every filter that did nothing
-    found: list[h5py.h5d.StoreInfo] = []
-    data.chunk_iter(found.append)
-    size = 4 * prod(box)
-    plain = [chunk for chunk in found if chunk.filter_mask == unfiltered and chunk.size == size]
-    if not plain:
-        return None
-    places = np.array([chunk.chunk_offset for chunk in plain], dtype=np.uint64)
-    if (places >= shape).any():
-        return None  # a damaged index: HDF5 says what is wrong
-    offsets = np.full([-(-points // width) for points, width in zip(shape, box, strict=True)], -1, dtype=np.int64)
-    addresses = np.array([chunk.byte_offset for chunk in plain], dtype=np.uint64).astype(np.int64)
-    offsets[tuple((places // np.array(box, dtype=np.uint64)).T)] = addresses
-    return Boxes(offsets, box, shape, order)
+    offsets = offsets.reshape(-1, *[1] * (len(shape) - 1))
+    return Boxes(offsets, np.zeros_like(offsets, np.uint32), (1, *shape[1:]), shape, order)
 
 
 def read_boxes(path: Path, descriptor: int, boxes: Boxes, start: int, stop: int) -> np.ndarray:
-    """Frames [start, stop) of a sample, all of them stored: float32 [C, T, X..]."""
+    """Frames [start, stop) of a sample, all of them stored: float32 [C, T, X..]. Raises OSError as HDF5 does."""
     frames, numbers = boxes.box[0], prod(boxes.box)
-    first = start // frames
-    grid = boxes.offsets[first : -(-stop // frames)]
-    offsets, early, late = grid.ravel(), start - first * frames, stop - first * frames
+    first, last = start // frames, -(-stop // frames)
+    early, late = start - first * frames, stop - first * frames
+    grid, packed = boxes.offsets[first:last], boxes.packed[first:last].ravel()
+    offsets, is_packed = grid.ravel(), packed > 0
+    ends = offsets + np.where(is_packed, packed, 4 * numbers)
     values = np.empty((len(offsets), numbers), NUMBER)
-    cuts = (np.flatnonzero(np.diff(offsets) != 4 * numbers) + 1).tolist()
-    for begin, end in pairwise([0, *cuts, len(offsets)]):  # what stands side by side is read at once
-        read_plain(path, descriptor, int(offsets[begin]), values[begin:end])
+    cuts = np.flatnonzero((offsets[1:] != ends[:-1]) | (is_packed[1:] != is_packed[:-1])) + 1
+    for begin, end in pairwise([0, *cuts.tolist(), len(offsets)]):  # what stands side by side is read at once
+        if is_packed[begin]:
+            _unpack(path, descriptor, int(offsets[begin]), packed[begin:end].tolist(), boxes.box, values[begin:end])
+        else:
+            read_plain(path, descriptor, int(offsets[begin]), values[begin:end])
     values, axes = values.reshape(*grid.shape, *boxes.box), grid.ndim
     if len(grid) == 1:  # of one box only the frames asked for are moved
         values = values[(*[slice(None)] * axes, slice(early, late))]
@@ -108,6 +151,31 @@ def read_boxes(path: Path, descriptor: int, boxes: Boxes, start: int, stop: int)
     sides = [values.shape[i] * values.shape[i + 1] for i in range(0, 2 * axes, 2)]
     channels, _, *points = (slice(boxes.shape[axis]) for axis in boxes.order)
     return np.ascontiguousarray(values).reshape(sides)[(channels, slice(early, late), *points)]
+
+
+def _unpack(path: Path, descriptor: int, at: int, sizes: list[int], box: tuple[int, ...], out: np.ndarray) -> None:
+    """Fill `out` [boxes, numbers] with boxes of those sizes, side by side from byte `at`, that lzf has packed.
+
+    HDF5 unpacks them as chunks of a dataset in memory: to have it find them in their own takes four times as long.
+    """
+    content = np.empty(sum(sizes), np.uint8)
+    read_plain(path, descriptor, at, content)
+    done, most = 0, max(1, UNPACKED // prod(box))
+    for begin in range(0, len(sizes), most):
+        part = out[begin : begin + most]
+        data = _in_memory(len(part), box, get_ident())
+        for index, size in enumerate(sizes[begin : begin + most]):
+            data.write_direct_chunk((index * box[0], *[0] * (len(box) - 1)), content[done : done + size])
+            done += size
+        data.read(h5py.h5s.ALL, h5py.h5s.ALL, part)
+
+
+@lru_cache(16)
+def _in_memory(count: int, box: tuple[int, ...], thread: int) -> h5py.h5d.DatasetID:
+    """A dataset of some boxes one after another, in no file; every `thread` has its own."""
+    name, shape = f"{count} boxes {box} of {thread}", (count * box[0], *box[1:])  # HDF5 tells files by their names
+    file = h5py.File(name, "w", driver="core", backing_store=False)
+    return file.create_dataset("data", shape, NUMBER, chunks=box, compression="lzf").id
 
 
 def read_plain(path: Path, descriptor: int, at: int, out: np.ndarray) -> None:
