@@ -7,7 +7,7 @@ channel]. Facts about the files: PDEBench's repository (loaders, generators, con
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from ups_data.errors import UpsDataError
+from ups_data.sources.hdf5_groups import look_alike
 from ups_data.sources.pdebench_parameters import (
     DARCY_NAMES,
     PARAMETER_NAMES,
@@ -41,6 +42,7 @@ from ups_data.sources.stored import Stored, planes_of, sample_of
 VELOCITIES = ("Vx", "Vy", "Vz")
 FIELD_NAMES = {"Vx": "velocity_x", "Vy": "velocity_y", "Vz": "velocity_z"}
 FLOW_NAMES = {"NU": "viscosity"}
+TOGETHER = 512  # samples with a group each that are looked at together
 
 
 def _one_array(path: Path, file: h5py.File) -> RawFile:
@@ -250,20 +252,32 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
             check_shape(path, h5py.Dataset(data), shape)
         return data
 
+    @lru_cache(1)
+    def alike(part: int) -> dict[int, tuple[str, Stored | None]]:
+        rows = range(part * TOGETHER, min((part + 1) * TOGETHER, len(names)))
+        found = look_alike(path, file, names[0], [names[row] for row in rows], order)
+        return {row: known for row, known in zip(rows, found, strict=True) if known}
+
     def read(row: int, start: int, stop: int) -> np.ndarray:
         values = read_rows(data_of(row), start, stop)
         return _x_first(values) if family.y_first else values
 
     def stored(row: int) -> Stored | None:
-        return sample_of(data_of(row), order)
+        known = alike(row // TOGETHER).get(row)
+        return known[1] if known else sample_of(data_of(row), order)
 
     def values(row: int) -> tuple[float, ...]:
-        group = h5py.Group(h5py.h5g.open(file.id, names[row].encode()))
-        _check_group(path, group)  # asked for once, when the sample is looked at: the place to check it whole
-        points = first_points(path, group, "grid/t", frames)
-        if not (np.array_equal(points, time) or np.allclose(points, time, rtol=1e-5, atol=1e-6)):
-            raise UpsDataError(f"{path}: {names[row]}/grid/t differs from {names[0]}/grid/t; fetch it again")
-        found = _group_parameters(path, group, family)
+        known = alike(row // TOGETHER).get(row)
+        if known:
+            attributes = {"config": known[0]}
+        else:
+            group = h5py.Group(h5py.h5g.open(file.id, names[row].encode()))
+            _check_group(path, group)  # asked for once, when the sample is looked at: the place to check it whole
+            points = first_points(path, group, "grid/t", frames)
+            if not (np.array_equal(points, time) or np.allclose(points, time, rtol=1e-5, atol=1e-6)):
+                raise UpsDataError(f"{path}: {names[row]}/grid/t differs from {names[0]}/grid/t; fetch it again")
+            attributes = group.attrs
+        found = _group_parameters(path, attributes, family)
         if sorted(found) != sorted(parameters):
             raise UpsDataError(
                 f"{path}: {names[row]}: config has {', '.join(sorted(found)) or 'no parameter'}, expected "
@@ -271,7 +285,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
             )
         return tuple(found[name][1] for name in parameters)
 
-    parameters = {name: raw for name, (raw, _) in sorted(_group_parameters(path, first, family).items())}
+    parameters = {name: raw for name, (raw, _) in sorted(_group_parameters(path, first.attrs, family).items())}
     return RawFile(
         path=path,
         samples=len(names),
@@ -319,8 +333,8 @@ def _family(path: Path, config: dict) -> Family:
     )
 
 
-def _group_parameters(path: Path, group: h5py.Group, family: Family) -> dict[str, tuple[str, float]]:
-    config = read_config(path, group.attrs, "sim")
+def _group_parameters(path: Path, attributes: Mapping, family: Family) -> dict[str, tuple[str, float]]:
+    config = read_config(path, attributes, "sim", family.names)
     section = config.get("sim", config)
     return config_parameters(section if isinstance(section, dict) else {}, family.names)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,6 +31,8 @@ DARCY_NAMES = {"beta": "source_strength"}
 NAMED_PARAMETER = re.compile(
     r"(?<=_)(Nu|beta|Rho|Eta|Zeta|M|dk|Re)(-?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)(?=_|\.h|$)"
 )
+# A line of YAML whose value, a number, a word or a text in quotes, neither goes on nor refers to another.
+PLAIN_LINE = re.compile(r"(?P<indent>[ ]+)(?P<key>\w+): (?:[\w.+-]*\w|'[^']*')", re.ASCII)
 POINTLESS = re.compile(r"0[0-9]+")
 
 
@@ -68,19 +70,30 @@ def _number(value: object) -> float | None:
         return None
 
 
-def read_config(path: Path, attributes: Mapping, section: str | None = None) -> dict:
+def read_config(path: Path, attributes: Mapping, section: str | None = None, names: Iterable[str] = ()) -> dict:
     """The solver's configuration, plain YAML; its references (`${..}`) point out of the file and stay as they are.
 
-    Of a `section`, where there is one, only its lines are parsed: every sample of a group file has a configuration.
+    Of a `section`, where there is one, only its lines are parsed, and of those only the ones with the `names` where
+    that is safe: every sample of a group file has a configuration.
     """
     text = attributes.get("config", "")
     text = text.decode() if isinstance(text, bytes) else str(text)
     if section and (lines := re.search(rf"^{section}:[ ]*\n(?:[ ].*\n?)+", text, re.MULTILINE)):
-        text = lines.group()
+        text = _lines_with(tuple(names), lines.group())
     try:
         return _parsed(text)
     except (yaml.YAMLError, UnicodeError):
         raise UpsDataError(f"{path}: the attribute config is not YAML; fetch it again") from None
+
+
+@lru_cache(4)
+def _lines_with(names: tuple[str, ...], section: str) -> str:
+    """A section without the lines of other keys, if each line stands for itself: what is left seldom differs."""
+    head, *lines = section.splitlines()
+    found = [PLAIN_LINE.fullmatch(line) for line in lines]
+    if not all(found) or len({plain["indent"] for plain in found}) > 1:
+        return section
+    return "\n".join([head, *(line for line, plain in zip(lines, found, strict=True) if plain["key"] in names)])
 
 
 @lru_cache(4)  # thousands of samples have the same
