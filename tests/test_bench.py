@@ -52,6 +52,12 @@ def test_full_size_and_what_goes_on_from_it(tmp_path):
     assert all(json.loads(line)["ms_a_step"] > 0 for line in speed.splitlines())
 
 
+def test_loading():
+    found = json.loads(bench("loading", "--samples", 20))
+    assert min(found["gigabytes_per_second"].values()) > 0
+    assert min(found["microseconds"].values()) > 0
+
+
 def test_a_training_of_so_many_minutes_that_was_interrupted_keeps_its_steps(tmp_path, monkeypatch):
     measured = iter([100, 90, 80])
     monkeypatch.setattr(full_size, "steps_in", lambda *args: next(measured))
