@@ -130,20 +130,24 @@ def _in_one_piece(start: int, shape: tuple[int, ...], order: tuple[int, ...]) ->
 
 def read_boxes(path: Path, descriptor: int, boxes: Boxes, start: int, stop: int) -> np.ndarray:
     """Frames [start, stop) of a sample, all of them stored: float32 [C, T, X..]. Raises OSError as HDF5 does."""
-    frames, numbers = boxes.box[0], prod(boxes.box)
+    frames, row = boxes.box[0], prod(boxes.box[1:])
     first, last = start // frames, -(-stop // frames)
     early, late = start - first * frames, stop - first * frames
     grid, packed = boxes.offsets[first:last], boxes.packed[first:last].ravel()
     offsets, is_packed = grid.ravel(), packed > 0
+    if len(grid) == 1 and not is_packed.any():  # of one box, as it is, only the frames asked for are read
+        offsets, frames = offsets + 4 * row * early, late - early
+        early, late = 0, frames
+    box, numbers = (frames, *boxes.box[1:]), frames * row
     ends = offsets + np.where(is_packed, packed, 4 * numbers)
     values = np.empty((len(offsets), numbers), NUMBER)
     cuts = np.flatnonzero((offsets[1:] != ends[:-1]) | (is_packed[1:] != is_packed[:-1])) + 1
     for begin, end in pairwise([0, *cuts.tolist(), len(offsets)]):  # what stands side by side is read at once
         if is_packed[begin]:
-            _unpack(path, descriptor, int(offsets[begin]), packed[begin:end].tolist(), boxes.box, values[begin:end])
+            _unpack(path, descriptor, int(offsets[begin]), packed[begin:end].tolist(), box, values[begin:end])
         else:
             read_plain(path, descriptor, int(offsets[begin]), values[begin:end])
-    values, axes = values.reshape(*grid.shape, *boxes.box), grid.ndim
+    values, axes = values.reshape(*grid.shape, *box), grid.ndim
     if len(grid) == 1:  # of one box only the frames asked for are moved
         values = values[(*[slice(None)] * axes, slice(early, late))]
         early, late = 0, late - early
