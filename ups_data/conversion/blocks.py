@@ -24,7 +24,6 @@ from ups_data.statistics import STRIP, Sums, new_scratch
 
 BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
 PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
-WRITE = 128 << 10  # bytes written at once: processes that write to one file wait for each other, best not for long
 SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it; where not, nothing is lost
 START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
 
@@ -195,4 +194,4 @@ def _start_writing(target: int, pieces: Sequence[Piece], channels: int) -> None:
 def _write(target: int, values: np.ndarray, offset: int) -> None:
     view, done = memoryview(values).cast("B"), 0
     while done < len(view):
-        done += os.pwrite(target, view[done : done + WRITE], offset + done)
+        done += os.pwrite(target, view[done:], offset + done)
