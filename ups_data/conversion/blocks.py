@@ -26,6 +26,7 @@ BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
 PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
 SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it; where not, nothing is lost
 START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
+KEPT = {-1: 64 << 20, -3: 32 << 20}  # mallopt's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: bytes
 
 
 class Piece(NamedTuple):
@@ -76,6 +77,7 @@ def copy_block(path: Path, block: Sequence[Piece], channels: int) -> dict[str, o
 
     Runs in a worker process, here or on another machine. Raises UpsDataError for unreadable or non-finite data.
     """
+    _keep_memory()
     sums: dict[str, Sums] = {}
     loss = 0.0
     with ExitStack() as stack:
@@ -100,6 +102,14 @@ def copy_block(path: Path, block: Sequence[Piece], channels: int) -> dict[str, o
     if not all(found.is_finite() for found in moments.values()):
         _refuse(path, block)
     return {"moments": {split: found.to_list() for split, found in moments.items()}, "loss": loss}
+
+
+@cache
+def _keep_memory() -> None:
+    """Have the C library keep the memory that arrays of megabytes leave: to be given it anew costs a fault a page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    for option, size in KEPT.items() if mallopt else ():
+        mallopt(option, size)
 
 
 class Source(NamedTuple):

@@ -2,8 +2,7 @@
 
 On the CPU it runs as it is written. On a GPU the networks of these sizes are bound by kernel launches, not by
 arithmetic, so the step is recorded once as a CUDA graph for every shape of batch and then replayed; the host only
-draws batches, ahead of the device, and never waits for it. What
-several ranks tell each other in a step is recorded too.
+draws batches, ahead of the device, and never waits for it. What several ranks tell each other is recorded with it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from ups_data.training.muon import Both, Muon
 Batch = dict[str, Tensor]
 CLIP = 1.0  # gradient norm: keeps an unrolled loss from throwing the weights away
 WEIGHT_DECAY = 1e-5  # a step takes this times the learning rate of every weight away
+SHAPES = 64  # that a module may be compiled for
 WARM_UP = 3  # steps before a recording: libraries choose their algorithms and compilers compile in them
 
 
@@ -65,6 +65,8 @@ def set_rate(optimiser: torch.optim.Optimizer | Both, rate: float) -> None:
 def compile_parts(parts: Iterable[nn.Module], device: torch.device) -> None:
     """Compile modules in place on a GPU; equal modules (the blocks of a network) are compiled once."""
     if device.type == "cuda":
+        # A decoder meets three shapes a stage of unrolling; past the limit (8) PyTorch would run it uncompiled.
+        torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
         for part in parts:
             part.compile(dynamic=False)
 
