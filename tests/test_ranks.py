@@ -33,7 +33,7 @@ def two_ranks(*arguments) -> subprocess.CompletedProcess:
         [sys.executable, *command, *map(str, arguments)],
         cwd=Path(__file__).parents[1],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=600,
         capture_output=True,
         text=True,
     )
