@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
     device = pick_device(args.device)
-    # As PyTorch's users have it: the errors of a rival are far above this rounding, and its steps are faster with it.
+    # `pick_device` forbids this rounding. A rival errs far more than it, and its users would let it have the speed.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     test = Test(args.folder, TASK, DATASET, device)
     splits = {split: load(args.folder, split, device) for split in ("train", "val")}
