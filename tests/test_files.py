@@ -1,7 +1,11 @@
 """Outputs are whole or absent, and what killed processes leave does not pile up."""
 
+import errno
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +69,43 @@ def test_the_shards_of_a_file_give_way_to_it(tmp_path):
     (shards / "u_train_000.h5").write_text("old")
     files.write_text(shards, "new")
     assert shards.read_text() == "new"
+
+
+PUBLISH_OFTEN = """
+import sys
+from pathlib import Path
+from ups_data import files
+mine, final = Path(sys.argv[1]), Path(sys.argv[2])
+for _ in range(200):
+    (mine / "inner").mkdir(parents=True)
+    (mine / "inner" / "a").write_text(mine.name)
+    (mine / "b").write_text(mine.name)
+    files.publish(mine, final)
+"""
+
+
+def test_processes_that_publish_the_same_place_all_succeed(tmp_path, monkeypatch):
+    """Folders replace each other many times over: nobody fails, and what stays is one process's whole."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(files.__file__).parents[1]))
+    final = tmp_path / "out"
+    commands = [[sys.executable, "-c", PUBLISH_OFTEN, tmp_path / name, final] for name in "pqr"]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate()[1] for process in running] == [""] * 3
+    assert [process.returncode for process in running] == [0] * 3
+    assert list(tmp_path.iterdir()) == [final]
+    assert len({path.read_text() for path in (final / "b", final / "inner" / "a")}) == 1
+
+
+def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one_there(tmp_path, monkeypatch):
+    for name in ("new", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which").write_text(name)
+
+    def fail(*_):
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="the disk is broken"):
+        files.publish(tmp_path / "new", tmp_path / "out")
+    assert (tmp_path / "out" / "which").read_text() == "out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
@@ -13,7 +14,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ups_data.errors import UpsDataError
@@ -67,28 +68,42 @@ def publish(temporary: Path, final: Path) -> None:
     """Put a finished file or directory in its place, flushed to the disk: readers see the old one or the new one.
 
     A directory cannot be renamed over another, so the old one is moved aside first; a kill between the
-    two renames leaves no directory, never a mixed one. Raises UpsDataError for a file that would replace a directory
-    of other things than its own shards.
+    two renames leaves no directory, never a mixed one. Of several processes that publish the same one each succeeds,
+    and the last one's stays. Raises UpsDataError for a file that would replace a directory of other things than its
+    own shards.
     """
     if not temporary.is_dir():
         check_file(final)
     sync(temporary)
     final.parent.mkdir(parents=True, exist_ok=True)
-    if final.is_dir() and not final.is_symlink():
-        aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
-        final.rename(aside)
-        temporary.rename(final)
+    aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    while not _take_place(temporary, final, aside):
         remove(aside)
-    elif temporary.is_dir():
-        remove(final)
-        temporary.rename(final)
-    else:
-        temporary.replace(final)
+    remove(aside)
     fd = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _take_place(temporary: Path, final: Path, aside: Path) -> bool:
+    """Rename `temporary` to `final`, what it cannot replace to `aside`; False if another process was there meanwhile.
+
+    What was moved aside comes back when the renaming fails.
+    """
+    if temporary.is_dir() or (final.is_dir() and not final.is_symlink()):
+        with suppress(FileNotFoundError):  # nothing was there, or another process has just moved it aside
+            final.rename(aside)
+    try:
+        temporary.replace(final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(final):
+            return False
+        if os.path.lexists(aside):
+            aside.rename(final)
+        raise
+    return True
 
 
 @contextmanager

@@ -21,15 +21,24 @@ def staging(target: Path) -> Iterator[Path]:
     """
     for other in target.glob(f"{STAGING}*.tmp"):
         _sweep(other)
-    folder = target / f"{STAGING}{uuid.uuid4().hex[:12]}.tmp"
-    folder.mkdir()
-    try:
+    with _locked_folder(target) as folder:
+        (folder / "files").mkdir()
+        try:
+            yield folder / "files"
+        finally:
+            files.remove(folder)
+
+
+@contextmanager
+def _locked_folder(target: Path) -> Iterator[Path]:
+    while True:
+        folder = target / f"{STAGING}{uuid.uuid4().hex[:12]}.tmp"
+        folder.mkdir()
         with open(folder / "lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            (folder / "files").mkdir()
-            yield folder / "files"
-    finally:
-        files.remove(folder)
+            if folder.exists():  # else another run came between the file and its lock, and took the folder for dead
+                yield folder
+                return
 
 
 def _sweep(folder: Path) -> None:
