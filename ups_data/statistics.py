@@ -11,7 +11,7 @@ import numpy as np
 from ups_data.errors import UpsDataError
 
 STRIP = 1 << 17  # numbers taken in at once: they and their deviations, 1 MB, stay in a cache
-TERMS = 8  # float32 numbers added up one after another, and as many such sums, before float64 takes over
+TERMS = 32  # float32 numbers added up one after another before float64 takes over
 SAMPLED = 61  # one number in so many tells where the mean is: a prime, so that it does not go along with a grid
 MANY = 1 << 12  # rows of a strip whose float32 roundings cancel out; fewer are added up in float64 from the start
 SAFE = (1e-15, 1e15)  # deviations whose squares float32 can hold
@@ -130,15 +130,15 @@ class Sums:
 
 
 def new_scratch(channels: int, dtype: type = np.float32) -> np.ndarray:
-    """Memory for the deviations of a strip, filled up to whole columns of TERMS x TERMS."""
-    return np.empty(max(STRIP, channels) + TERMS**2 * channels, dtype=dtype)
+    """Memory for the deviations of a strip, filled up to whole columns of TERMS."""
+    return np.empty(max(STRIP, channels) + TERMS * channels, dtype=dtype)
 
 
 def _powers(strip: np.ndarray, shift: np.ndarray, scratch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sums of the deviations of a strip [C, n] from the shift [C], and of their squares: float64 [C]."""
     channels, rows = strip.shape
-    width = -(-rows // TERMS**2)
-    terms = scratch[: channels * TERMS**2 * width].reshape(channels, TERMS, TERMS, width)
+    width = -(-rows // TERMS)
+    terms = scratch[: channels * TERMS * width].reshape(channels, TERMS, width)
     deviations = terms.reshape(channels, -1)
     np.subtract(strip, shift[:, None], out=deviations[:, :rows], dtype=scratch.dtype)
     deviations[:, rows:] = 0.0
@@ -148,9 +148,8 @@ def _powers(strip: np.ndarray, shift: np.ndarray, scratch: np.ndarray) -> tuple[
 
 
 def _sum(terms: np.ndarray) -> np.ndarray:
-    """Sums of [C, TERMS, TERMS, n] for each C, float64: by columns, so that few roundings follow one another."""
-    columns = np.add.reduce(np.add.reduce(terms, axis=1), axis=1)
-    return np.add.reduce(columns, axis=1, dtype=np.float64)
+    """Sums of [C, TERMS, n] for each C, float64: by columns, so that few roundings follow one another."""
+    return np.add.reduce(np.add.reduce(terms, axis=1), axis=1, dtype=np.float64)
 
 
 def merge_all(parts: Iterable[Moments]) -> Moments:

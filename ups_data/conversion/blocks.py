@@ -23,6 +23,7 @@ from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.statistics import STRIP, Sums, new_scratch
 
 BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
+WRITTEN = 1 << 18  # bytes written at a time: the kernel takes memory in such pieces, and larger ones are harder to find
 PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
 SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it; where not, nothing is lost
 START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
@@ -54,6 +55,7 @@ def blocks_of(plan: Plan, folder: Path, offsets: Mapping[str, int]) -> Iterator[
     points = int(np.prod(plan.first.space))
     size = frame * plan.first.frames
     step = max(1, min(plan.first.frames, BLOCK // PIECES // frame))
+    targets = {output.path: str(folder / output.path) for output in plan.files}
     for index, path in enumerate(plan.paths):
         block: list[Piece] = []
         held = 0
@@ -62,7 +64,7 @@ def blocks_of(plan: Plan, folder: Path, offsets: Mapping[str, int]) -> Iterator[
             for start in range(0, plan.first.frames, step):
                 stop = min(start + step, plan.first.frames)
                 to = offsets[output.path] + place * size + start * frame
-                target = str(folder / output.path)
+                target = targets[output.path]
                 block.append(Piece(sample.row, start, stop, sample.split, target, to, points, sample.stored))
                 held += (stop - start) * frame
                 if held >= BLOCK:
@@ -204,4 +206,4 @@ def _start_writing(target: int, pieces: Sequence[Piece], channels: int) -> None:
 def _write(target: int, values: np.ndarray, offset: int) -> None:
     view, done = memoryview(values).cast("B"), 0
     while done < len(view):
-        done += os.pwrite(target, view[done:], offset + done)
+        done += os.pwrite(target, view[done : done + WRITTEN], offset + done)
