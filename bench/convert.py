@@ -7,12 +7,15 @@
 Everything a conversion does is timed, from the start of Python to the manifest: planning, splits, statistics, finite
 checks, and the flush to the disk before a file appears under its name. `cp` does not flush. So there are two pairs,
 each of like things: the conversion with its calls for the disk made no-ops from outside against plain `cp`, and the
-conversion as it is against `cp` followed by an fsync of the copy, where the disk has its say. The four take turns, the
-page cache is warm (twice the size of a file should fit in memory), the disk has nothing left to write when a run
-starts, the best of each counts. Targets: 0.8 of `cp` for one array, 0.4 for several fields and for groups, less than
-1 GiB of memory for a file of any size. The files packed by lzf are as the official ones are: numbers that do not get
-smaller, most chunks stored as they are; `cp` copies them packed, a conversion has HDF5 unpack the others. Python
-keeps its bytecode, as it does where nothing forbids it: to compile all packages at every start takes 0.35 s.
+conversion as it is against `cp` followed by an fsync of the copy, where the disk has its say.
+
+The four take turns, two runs a turn, and the best of each counts: a run is given the memory that another, or one of
+its own kind, has just freed, and on a virtual machine that hands free memory back to its host that makes a difference
+of a half. The page cache is warm (twice the size of a file should fit in memory), and the disk has nothing left to
+write when a run starts. Targets: 0.8 of `cp` for one array, 0.4 for several fields and for groups, less than 1 GiB of
+memory for a file of any size. The files packed by lzf are as the official ones are: numbers that do not get smaller,
+most chunks stored as they are; `cp` copies them packed, a conversion has HDF5 unpack the others. Python keeps its
+bytecode, as it does where nothing forbids it: to compile all packages at every start takes 0.35 s.
 """
 
 from __future__ import annotations
@@ -45,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gb", type=float, help="size of the files (default: as official ones; 0: no speed)")
     parser.add_argument("--only", choices=LAYOUTS, help="one layout instead of all")
     parser.add_argument("--memory", type=float, default=0, metavar="GB", help="size of the file for memory (0: none)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each, the best counts")
+    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="turns of each, two runs a turn")
     parser.add_argument("--folder", help="where there is room for three times the size")
     args = parser.parse_args(argv)
-    print(f"{cores()} cores; wall seconds and, in brackets, processor seconds of the best run of {args.repeats}")
+    print(f"{cores()} cores; wall seconds and, in brackets, processor seconds of the best run of {2 * args.repeats}")
     print("each pair: cp, then the conversion, then its speed as a part of that of cp")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         for name, (write, official) in LAYOUTS.items() if args.gb != 0 else ():
@@ -75,11 +78,10 @@ def compare(name: str, raw: Path, folder: Path, repeats: int) -> str:
         "convert, fsync": (command(raw, out, "-m", "stages.convert"), out),
     }
     runs: dict[str, list[tuple[float, float]]] = {what: [] for what in commands}
-    for _ in range(repeats):
-        for what, (arguments, made) in commands.items():
-            os.sync()
-            runs[what].append(timed(arguments))
-            files.remove(made)
+    for what, (arguments, made) in [turn for turn in commands.items() for _ in range(2)] * repeats:
+        os.sync()
+        runs[what].append(timed(arguments))
+        files.remove(made)
     wall = {what: min(wall for wall, _ in found) for what, found in runs.items()}
     work = {what: min(work for _, work in found) for what, found in runs.items()}
     pairs = (("without flush", "cp", "convert"), ("with flush", "cp, fsync", "convert, fsync"))

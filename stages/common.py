@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import os
 import re
 import shlex
@@ -104,7 +105,7 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
     args = parser.parse_args(argv)
     console.set_level(args.level)
     started = time.monotonic()
-    _end_on_signals()
+    _settle()
     try:
         if ending := work(args):
             console.say(f"{ending} ({console.duration(time.monotonic() - started)})")
@@ -139,8 +140,9 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
 
 
 @cache
-def _end_on_signals() -> None:
-    """Have SIGTERM (a batch system, `docker stop`) and SIGHUP (a closed terminal) end a stage as Ctrl-C does."""
+def _settle() -> None:
+    """Once a process: keep what is imported; end on SIGTERM (a batch system) and SIGHUP (a closed terminal) as Ctrl-C."""
+    gc.freeze()  # else garbage is looked for in it again and again, and once more at the end: a tenth of a short stage
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt(number)
