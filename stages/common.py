@@ -141,7 +141,7 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
 
 @cache
 def _settle() -> None:
-    """Once a process: keep what is imported; end on SIGTERM (a batch system) and SIGHUP (a closed terminal) as Ctrl-C."""
+    """Once a process: keep what is imported; have SIGTERM (batch systems) and SIGHUP (closed terminals) be a Ctrl-C."""
     gc.freeze()  # else garbage is looked for in it again and again, and once more at the end: a tenth of a short stage
 
     def stop(number: int, frame: FrameType | None) -> None:
