@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import random
@@ -303,14 +304,15 @@ def test_a_killed_extraction_leaves_nothing_visible_and_the_next_sweeps_up(tmp_p
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.npy", "b.npy"]
 
 
-def test_a_disk_that_fails_while_a_file_is_on_its_way_to_it_publishes_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", [(os, "fsync"), (fcntl, "flock")], ids=["flush", "lock"])
+def test_a_disk_that_fails_while_a_file_is_on_its_way_to_it_publishes_nothing(tmp_path, monkeypatch, call):
     np.save(tmp_path / "a.npy", waves(4))
     archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
 
     def fail(_):
         raise OSError(errno.EIO, "the disk is broken")
 
-    monkeypatch.setattr(os, "fsync", fail)
+    monkeypatch.setattr(*call, fail)
     with pytest.raises(OSError, match="the disk is broken"):
         archive.extract(tmp_path / "a.upk", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

@@ -21,24 +21,18 @@ def staging(target: Path) -> Iterator[Path]:
     """
     for other in target.glob(f"{STAGING}*.tmp"):
         _sweep(other)
-    with _locked_folder(target) as folder:
-        (folder / "files").mkdir()
-        try:
-            yield folder / "files"
-        finally:
-            files.remove(folder)
-
-
-@contextmanager
-def _locked_folder(target: Path) -> Iterator[Path]:
     while True:
         folder = target / f"{STAGING}{uuid.uuid4().hex[:12]}.tmp"
         folder.mkdir()
-        with open(folder / "lock", "wb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():  # else another run came between the file and its lock, and took the folder for dead
-                yield folder
-                return
+        try:
+            with open(folder / "lock", "wb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if folder.exists():  # else another run came before the lock, and took the folder for dead
+                    (folder / "files").mkdir()
+                    yield folder / "files"
+                    return
+        finally:
+            files.remove(folder)
 
 
 def _sweep(folder: Path) -> None:

@@ -25,7 +25,8 @@ from ups_data.statistics import STRIP, Sums, new_scratch
 BLOCK = 32 << 20  # bytes a block: large against the cost of opening a file
 WRITTEN = 1 << 18  # bytes written at a time: the kernel takes memory in such pieces, and larger ones are harder to find
 PIECES = 2  # pieces that a block of one large sample is cut into: small against 1 GiB of memory
-SYNC_FILE_RANGE = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it; where not, nothing is lost
+LIBRARY = ctypes.CDLL(None)  # that of C, which this process runs on
+SYNC_FILE_RANGE = getattr(LIBRARY, "sync_file_range", None)  # Linux has it; where not, nothing is lost
 START_WRITING = ctypes.c_uint(2)  # SYNC_FILE_RANGE_WRITE
 KEPT = {-1: 64 << 20, -3: 32 << 20}  # mallopt's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD: bytes
 
@@ -109,7 +110,7 @@ def copy_block(path: Path, block: Sequence[Piece], channels: int) -> dict[str, o
 @cache
 def _keep_memory() -> None:
     """Have the C library keep the memory that arrays of megabytes leave: to be given it anew costs a fault a page."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    mallopt = getattr(LIBRARY, "mallopt", None)  # glibc has it
     for option, size in KEPT.items() if mallopt else ():
         mallopt(option, size)
 
