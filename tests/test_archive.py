@@ -309,7 +309,7 @@ def test_a_disk_that_fails_while_a_file_is_on_its_way_to_it_publishes_nothing(tm
     np.save(tmp_path / "a.npy", waves(4))
     archive.pack({"a.npy": tmp_path / "a.npy"}, tmp_path / "a.upk")
 
-    def fail(_):
+    def fail(*_):
         raise OSError(errno.EIO, "the disk is broken")
 
     monkeypatch.setattr(*call, fail)
