@@ -3,7 +3,7 @@
 Runs the stages with a params file of one dataset in a folder of its own, and goes on where an earlier run of it
 stopped. All sections `simulate` of the file are made, as a dataset can have several. `--minutes` sets the
 training time of an operator: the speed is measured first. With several `--seeds` an operator is trained and scored for
-each. Prints one JSON line a step.
+each. `--score-on` scores the operator on test trajectories that another run of it made. Prints one JSON line a step.
 
     python -m bench.full_size --params configs/burgers1d_gpu.yaml --folder /tmp/burgers --minutes 1 --seeds 0 1 2
 """
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the operators")
     parser.add_argument("--stages", nargs="*", choices=STAGES, default=list(STAGES), help="which of them (all)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a knob, as for the stages")
+    parser.add_argument("--score-on", type=Path, nargs="+", default=[], metavar="FOLDER", help="of other runs")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
@@ -78,6 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             facts = {"seed": seed, "steps": steps, "train_seconds": round(seconds, 1)}
             for row in test.score("operator", test.rollout()):
                 print(json.dumps(row | facts), flush=True)
+    for folder in args.score_on:
+        test = Test(folder, task, dataset, pick_device(args.device), models=args.folder)
+        for row in test.score("operator", test.rollout()):
+            print(json.dumps(row | {"test_of": folder.name}), flush=True)
     return 0
 
 
@@ -128,8 +133,8 @@ def steps_in(minutes: float, folder: Path, task: str, dataset: Dataset, device: 
 class Test:
     """The test split under the protocol of a dataset's knobs `evaluate`, on a device."""
 
-    def __init__(self, folder: Path, task: str, dataset: Dataset, device: torch.device):
-        self.knobs, self.device, self.models = dataset.evaluate, device, folder / "models" / task
+    def __init__(self, folder: Path, task: str, dataset: Dataset, device: torch.device, models: Path | None = None):
+        self.knobs, self.device, self.models = dataset.evaluate, device, (models or folder) / "models" / task
         reader = GridReader(folder / "data" / "pdebench" / f"{task}_test.h5")
         stride = self.knobs.stride
         self.frames = torch.from_numpy(reader.data[:, ::stride, :, 0].copy()).to(device)  # [S, T, X]

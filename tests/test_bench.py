@@ -42,7 +42,14 @@ def test_full_size_and_what_goes_on_from_it(tmp_path):
     config = ROOT / "configs" / "burgers1d_gpu.yaml"
     said = bench("full_size", "--params", config, "--folder", tmp_path, "--device", "cpu", *knobs)
     rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    scores = [row["nrmse"] for row in rows if row.get("model") == "operator"]
     assert {row["given"] for row in rows if row.get("model") == "operator"} == {1, 10}
+    again = ["--folder", tmp_path / "other", "--stages", "simulate", "convert", "--score-on", tmp_path]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "models").symlink_to(tmp_path / "models")
+    said = bench("full_size", "--params", config, *again, "--device", "cpu", *knobs)
+    rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert [row["nrmse"] for row in rows if row.get("test_of") == tmp_path.name] == scores
     rival = bench(
         "rivals", "--folder", tmp_path, "--minutes", "0.01", "--models", "unet", "--batch", "2", "--device", "cpu"
     )
