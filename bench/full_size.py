@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for row in test.score("operator", test.rollout()):
                 print(json.dumps(row | facts), flush=True)
     for folder in args.score_on:
+        check_unseen(task, args.folder, folder)
         test = Test(folder, task, dataset, pick_device(args.device), models=args.folder)
         for row in test.score("operator", test.rollout()):
             print(json.dumps(row | {"test_of": folder.name}), flush=True)
@@ -88,8 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def the_dataset(params: Path, knobs: Sequence[str]) -> tuple[str, Dataset]:
     """Name and knobs of the one dataset of a params file."""
-    ((task, dataset),) = load_params(params, knobs).datasets.items()
-    return task, dataset
+    datasets = load_params(params, knobs).datasets
+    if len(datasets) != 1:
+        raise SystemExit(f"{params}: got the datasets {', '.join(datasets)}, expected one; see configs/ for such files")
+    return next(iter(datasets.items()))
+
+
+def check_unseen(task: str, folder: Path, other: Path) -> None:
+    """Stop where an initial condition of the test split in `other` stands in train or val of `folder`."""
+    known = {group for split in ("train", "val") for group in _split(folder, task, split).groups}
+    if shared := known & set(_split(other, task, "test").groups):
+        raise SystemExit(f"{other}: {len(shared)} initial conditions of its test split are in train or val of {folder}")
+
+
+def _split(folder: Path, task: str, split: str) -> GridReader:
+    return GridReader(folder / "data" / "pdebench" / f"{task}_{split}.h5")
 
 
 def run_stage(stage: str, task: str, params: Path, folder: Path, knobs: Sequence[str], device: str) -> float:
@@ -105,9 +119,9 @@ def run_stage(stage: str, task: str, params: Path, folder: Path, knobs: Sequence
 
 def steps_for(minutes: float, folder: Path, task: str, dataset: Dataset, device: torch.device) -> int:
     """Steps that take that long; those of a training that was interrupted, so that it goes on and is not begun anew."""
-    note, state = folder / "steps.json", folder / ".state/train" / task / "state.safetensors"
+    note, states = folder / "steps.json", (folder / ".state/train" / task).glob("*/state.safetensors")
     asked = {"minutes": minutes, "knobs": dataset.train.model_dump()}
-    if state.is_file() and note.is_file() and (known := files.read_json(note))["asked"] == asked:
+    if any(states) and note.is_file() and (known := files.read_json(note))["asked"] == asked:
         return known["steps"]
     steps = steps_in(minutes, folder, task, dataset, device)
     files.write_json(note, {"asked": asked, "steps": steps})
@@ -135,7 +149,7 @@ class Test:
 
     def __init__(self, folder: Path, task: str, dataset: Dataset, device: torch.device, models: Path | None = None):
         self.knobs, self.device, self.models = dataset.evaluate, device, (models or folder) / "models" / task
-        reader = GridReader(folder / "data" / "pdebench" / f"{task}_test.h5")
+        reader = _split(folder, task, "test")
         stride = self.knobs.stride
         self.frames = torch.from_numpy(reader.data[:, ::stride, :, 0].copy()).to(device)  # [S, T, X]
         self.parameters = torch.from_numpy(reader.parameters).to(device)  # [S, P]

@@ -202,7 +202,7 @@ def steps_in(minutes: float, model: Rival, train: Tensor, knobs: Optimiser) -> i
             value.item()  # waits for the device
         total += (time.perf_counter() - started) / timed
     model.load_state_dict(kept)
-    return int(60 * minutes / (total / len(CALLS)))
+    return max(len(CALLS), int(60 * minutes / (total / len(CALLS))))
 
 
 def train(model: Rival, splits: dict[str, Tensor], knobs: Optimiser, state: Path) -> list:

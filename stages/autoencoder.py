@@ -36,15 +36,15 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.training.autoencoder import round_trip, train_autoencoder
     from ups_data.training.frames import open_frames
     from ups_data.training.minutes import minutes
-    from ups_data.training.publish import publish
+    from ups_data.training.publish import publish, state_folder
     from ups_data.training.tracking import tracked
 
     with ranks.joined(pick_device(args.device)) as device:
         train, val = (open_frames(args.data, args.task, split, knobs.kind, knobs.view) for split in ("train", "val"))
-        state = Path(".state/autoencoder") / args.task
         key = content_key(
             data=train.manifest["key"], knobs=knobs.autoencoder.model_dump(), view=knobs.view.model_dump()
         )
+        state = state_folder("autoencoder", args.task, key)
         models, reports = Path(args.models) / args.task, Path(args.reports) / args.task
         with tracked(params, args.task, "autoencoder") as run:
             with minutes(reports, "autoencoder", device, state):

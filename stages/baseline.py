@@ -30,19 +30,23 @@ def train(args: argparse.Namespace) -> str:
     params = load_params(args.params, args.set)
     knobs = dataset_params(params, args.task)
     from ups_data.execution import pick_device
-    from ups_data.manifest import content_key, read_manifest
+    from ups_data.manifest import check_split, content_key, read_manifest
     from ups_data.models.checkpoint import save_model
     from ups_data.training import ranks
     from ups_data.training.baseline import train_baseline
     from ups_data.training.loop import lowest
     from ups_data.training.minutes import minutes
-    from ups_data.training.publish import publish
+    from ups_data.training.publish import publish, state_folder
     from ups_data.training.tracking import tracked
 
     with ranks.joined(pick_device(args.device)) as device:
+        manifest = read_manifest(args.data, args.task)
         splits = [Path(args.data) / f"{args.task}_{split}.{knobs.store}" for split in ("train", "val")]
-        made_from = {"data": read_manifest(args.data, args.task)["key"], "view": knobs.view.model_dump()}
-        state = Path(".state/baseline") / args.task
+        for split, path in zip(("train", "val"), splits, strict=True):
+            check_split(manifest, path, split)
+        made_from = {"data": manifest["key"], "view": knobs.view.model_dump()}
+        key = content_key(knobs=knobs.baseline.model_dump(), **made_from)
+        state = state_folder("baseline", args.task, key)
         models, reports = Path(args.models) / args.task, Path(args.reports) / args.task
         with tracked(params, args.task, "baseline") as run:
             with minutes(reports, "baseline", device, state):
@@ -52,7 +56,7 @@ def train(args: argparse.Namespace) -> str:
                     knobs.baseline,
                     knobs.view,
                     state=state,
-                    key=content_key(knobs=knobs.baseline.model_dump(), **made_from),
+                    key=key,
                     device=device,
                     label=f"{args.task} baseline",
                 )

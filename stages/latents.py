@@ -61,7 +61,7 @@ def encode(args: argparse.Namespace) -> str:
 
 
 def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: torch.device) -> None:
-    from ups_data.models.autoencoder import load_autoencoder
+    from ups_data.models.autoencoder import check_data, load_autoencoder
     from ups_data.stores.latents import cache_folder, cache_is_current
     from ups_data.training import ranks
     from ups_data.training.caching import cache_split, check_fit, constituents
@@ -76,6 +76,7 @@ def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: to
     for split in args.splits:
         folder = cache_folder(args.cache_dir, task, split)
         frames = open_frames(args.data, task, split, knobs.kind, knobs.view)
+        check_data(autoencoder, task, frames.manifest["key"], args.data)
         current = not args.overwrite and cache_is_current(folder, constituents(autoencoder, frames, latents.dtype))
         if ranks.decided(current):
             say(f"{folder}: already there")

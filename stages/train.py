@@ -38,13 +38,14 @@ def train(args: argparse.Namespace) -> str:
     from ups_data.training.loop import lowest
     from ups_data.training.minutes import minutes
     from ups_data.training.operator import train_operator
-    from ups_data.training.publish import publish
+    from ups_data.training.publish import publish, state_folder
     from ups_data.training.tracking import tracked
 
     with ranks.joined(pick_device(args.device)) as device:
         autoencoder = load_autoencoder(Path(args.models) / args.task / "autoencoder.safetensors", device)
         caches = [open_cache(Path(args.cache_dir), args.task, split, autoencoder) for split in ("train", "val")]
-        state = Path(".state/train") / args.task
+        key = content_key(caches=[cache.key for cache in caches], knobs=knobs.model_dump())
+        state = state_folder("train", args.task, key)
         models, reports = Path(args.models) / args.task, Path(args.reports) / args.task
         with tracked(params, args.task, "train") as run:
             with minutes(reports, "operator", device, state):
@@ -53,7 +54,7 @@ def train(args: argparse.Namespace) -> str:
                     *caches,
                     knobs,
                     state=state,
-                    key=content_key(caches=[cache.key for cache in caches], knobs=knobs.model_dump()),
+                    key=key,
                     device=device,
                     label=f"{args.task} operator",
                 )

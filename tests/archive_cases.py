@@ -118,8 +118,10 @@ def converted(folder: Path, task: str, kind: str = "grid", samples: Mapping[str,
             with h5py.File(folder / f"{task}_{split}.h5", "w") as file:
                 file["data"] = data[..., None]
                 file["manifest"] = np.bytes_(json.dumps(manifest))
+                file.attrs.update({"task": task, "split": split})
         else:
-            group = zarr.create_group(folder / f"{task}_{split}.zarr", attributes={"manifest": manifest})
+            facts = {"task": task, "split": split, "manifest": manifest}
+            group = zarr.create_group(folder / f"{task}_{split}.zarr", attributes=facts)
             group.create_array("fields", data=data.reshape(-1, 1), **PLAIN)
     write_json(manifest_path(folder, task), manifest)
     return manifest

@@ -50,6 +50,14 @@ def test_full_size_and_what_goes_on_from_it(tmp_path):
     said = bench("full_size", "--params", config, *again, "--device", "cpu", *knobs)
     rows = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert [row["nrmse"] for row in rows if row.get("test_of") == tmp_path.name] == scores
+    (tmp_path / "leaking").mkdir()
+    again[1] = tmp_path / "leaking"
+    command = [sys.executable, "-m", "bench.full_size", "--params", config, *again, "--device", "cpu", *knobs]
+    leaking = subprocess.run(
+        [*map(str, command), "--set", "datasets.burgers1d.splits.seed=1"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert leaking.returncode == 1
+    assert "of its test split are in train or val of" in leaking.stderr.splitlines()[-1]
     rival = bench(
         "rivals", "--folder", tmp_path, "--minutes", "0.01", "--models", "unet", "--batch", "2", "--device", "cpu"
     )
@@ -69,7 +77,7 @@ def test_a_training_of_so_many_minutes_that_was_interrupted_keeps_its_steps(tmp_
     measured = iter([100, 90, 80])
     monkeypatch.setattr(full_size, "steps_in", lambda *args: next(measured))
     task, dataset = full_size.the_dataset(full_size.CONFIG, ())
-    state = tmp_path / ".state/train" / task / "state.safetensors"
+    state = tmp_path / ".state/train" / task / "0123" / "state.safetensors"
     state.parent.mkdir(parents=True)
 
     def steps(minutes):

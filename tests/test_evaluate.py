@@ -228,6 +228,42 @@ def test_data_that_were_converted_anew_are_not_compared_with_latents_of_the_old_
     assert checksum(root / "reports" / TASKS[kind] / "metrics.json") == before
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_split_of_another_conversion_or_name_is_never_taken_for_the_one_asked_for(
+    places, reports, tmp_path, capsys, monkeypatch, kind
+):
+    monkeypatch.chdir(tmp_path)
+    root, task, suffix = tmp_path / "copy", TASKS[kind], "h5" if kind == "grid" else "zarr"
+    shutil.copytree(places, root)
+    monkeypatch.setattr(small_data, "SPLIT", small_data.SPLIT.model_copy(update={"seed": 1}))
+    WRITERS[kind](tmp_path / "other")
+
+    def put(source, split):
+        target = root / "data" / f"{task}_{split}.{suffix}"
+        if kind == "grid":
+            shutil.copy(source, target)
+        else:
+            shutil.rmtree(target)
+            shutil.copytree(source, target)
+
+    put(tmp_path / "other" / f"{task}_test.{suffix}", "test")
+    assert evaluate.main(flags(root, kind, "evaluate")) == 1
+    assert f"{task}_test.{suffix} is of another conversion" in capsys.readouterr().err
+    put(root / "data" / f"{task}_val.{suffix}", "test")
+    assert evaluate.main(flags(root, kind, "evaluate")) == 1
+    assert f"holds the split 'val' of '{task}', expected 'test'" in capsys.readouterr().err
+    put(tmp_path / "other" / f"{task}_val.{suffix}", "val")
+    assert baseline.main(flags(root, kind, "baseline")) == 1
+    assert f"{task}_val.{suffix} is of another conversion" in capsys.readouterr().err
+    with pytest.raises(UpsDataError, match="is of another conversion"):
+        frames_of(root / "data", kind, "val")
+    cache = root / "cache"
+    shutil.rmtree(cache / f"{task}_train")
+    shutil.copytree(cache / f"{task}_test", cache / f"{task}_train")
+    assert train.main(flags(root, kind, "train")) == 1
+    assert f"holds the latents of the split 'test' of '{task}', expected 'train'" in capsys.readouterr().err
+
+
 def test_a_baseline_trained_at_another_view_is_refused(places, reports, tmp_path, capsys):
     root, task = tmp_path / "copy", TASKS["grid"]
     shutil.copytree(places, root)
@@ -266,6 +302,8 @@ def test_trajectories_of_a_single_frame_are_refused(places, tmp_path, capsys, mo
         )
     assert train.main(flags(root, "grid", "train")) == 1
     assert "its trajectories have one frame, expected two at least; lower view.time_stride" in capsys.readouterr().err
+    assert baseline.main(flags(root, "grid", "baseline")) == 1
+    assert "has one frame, there is nothing to roll out" in capsys.readouterr().err
 
 
 def test_particles_carried_by_a_turning_flow_stay_on_their_circle():

@@ -157,6 +157,7 @@ def test_a_damaged_dvc_cache_is_mended_from_the_remote(project, clone):
     cached = clone / ".dvc" / "cache" / "files" / "md5" / entry.archive.md5[:2] / entry.archive.md5[2:]
     cached.parent.mkdir(parents=True)
     cached.write_bytes(b"damaged")
+    cached.chmod(0o444)  # DVC trusts what it protected
     hydrate("waves_subset_v1", ("test",))
     wanted = data_of(project / "data" / "pdebench", "waves_test", "waves_manifest")
     assert data_of(clone / "data" / "pdebench", "") == wanted
@@ -181,7 +182,8 @@ def test_one_split_and_the_manifest_are_restored_alone(project, at_hand):
 def test_what_is_there_and_right_stays_and_what_differs_is_replaced(project, at_hand, capsys):
     hydrate("waves_subset_v1", (), at_hand)
     kept = (at_hand.root / "waves_train.h5").stat().st_mtime_ns
-    (at_hand.root / "waves_test.h5").write_bytes(b"mine")
+    whole = (at_hand.root / "waves_test.h5").read_bytes()
+    (at_hand.root / "waves_test.h5").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     said = hydrate("waves_subset_v1", (), at_hand)
     assert "waves_test.h5" in said and "waves_train.h5" not in said
     assert "waves_test.h5 differs from the published one and is replaced" in capsys.readouterr().out
@@ -202,7 +204,8 @@ def test_two_processes_at_once_both_succeed(project, at_hand, tmp_path):
 
 def test_an_archive_that_is_not_the_registrys_is_never_unpacked(at_hand):
     packed = at_hand.cache / "waves_subset_v1.upk"
-    packed.write_bytes((at_hand.cache / "bars_subset_v1.upk").read_bytes())
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(UpsDataError, match=r"neither in artifacts nor in .*cache: DVC does not work here"):
         hydrate("waves_subset_v1", (), at_hand)
     assert data_of(at_hand.root, "") == {}

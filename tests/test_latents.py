@@ -18,6 +18,7 @@ from ups_data.stores.latents import LatentCache, cache_is_current, open_cache
 from ups_data.training import caching
 from ups_data.training.caching import cache_split, constituents
 
+from . import small_data
 from .small_data import CPU, LATENTS, TASKS, WRITERS, frames_of, trained
 
 KINDS = tuple(TASKS)
@@ -317,6 +318,14 @@ def test_the_stage_encodes_all_splits_and_leaves_what_is_up_to_date(run, data, t
     assert contents(folder(tmp_path / "cache")) == before
     assert run("--splits", "train", "--dtype", "float32", "--overwrite") == 0
     assert read_json(folder(tmp_path / "cache") / "manifest.json")["dtype"] == "float32"
+
+
+def test_the_stage_refuses_data_that_the_autoencoder_was_not_trained_on(run, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(small_data, "SPLIT", small_data.SPLIT.model_copy(update={"seed": 1}))
+    small_data.write_grid(tmp_path / "anew")
+    assert run("--data", str(tmp_path / "anew")) == 1
+    assert "was converted anew since its models were trained; train them again" in capsys.readouterr().err
+    assert not (tmp_path / "cache").exists()
 
 
 def test_the_stage_refuses_latents_that_the_autoencoder_does_not_have(run, tmp_path, capsys):

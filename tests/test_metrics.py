@@ -23,6 +23,8 @@ def test_nrmse_is_the_mean_of_the_ratios_not_the_ratio_of_the_means():
     prediction = target + np.array([[1.0, 1.0], [0.1, -0.1]])[:, None, :, None]
     expected = np.mean([1 / np.sqrt(12.5), 0.1 / np.sqrt(0.125)])
     assert nrmse(prediction, target) == pytest.approx(expected, rel=1e-12)
+    steps = prediction.swapaxes(0, 1), target.swapaxes(0, 1)  # two frames of one sample
+    assert nrmse(*steps) == pytest.approx(expected, rel=1e-12)
 
 
 def test_channels_are_measured_each_by_its_own_size():

@@ -74,7 +74,7 @@ def rotating_waves(folder, samples, frames=12, tokens=8, seed=0) -> LatentCache:
     write_cache(
         folder,
         constituents={"weights": "plain", "data": str(seed)},
-        facts={"token_grid": [tokens], "task": "waves", "parameter_names": ["speed"]},
+        facts={"token_grid": [tokens], "task": "waves", "split": "train", "parameter_names": ["speed"]},
         arrays={"parameters": speed[:, None].double(), "times": 0.1 * torch.arange(frames).double()},
         shape=(samples, frames, tokens, 2),
         roles=["state"],
@@ -196,6 +196,18 @@ def test_a_killed_training_goes_on_to_the_same_curve_and_weights(caches, tmp_pat
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
 
+def test_operators_learn_by_the_loss_that_leaves_small_errors_alone(caches, tmp_path, monkeypatch):
+    seen = []
+
+    def noted(*given):
+        seen.append((given[4:], torch.is_grad_enabled()))
+        return relative_error(*given)
+
+    monkeypatch.setattr("ups_data.training.operator.relative_error", noted)
+    fit(caches, tmp_path, steps=4)
+    assert {given for given, learning in seen if learning} == {(SMOOTH_ROLLOUT,)}
+
+
 def test_windows_are_read_from_the_cache_as_they_are_held_in_memory(caches, monkeypatch):
     from ups_data.training import operator as training
 
@@ -252,6 +264,8 @@ def test_the_relative_error_ignores_padding_and_scales_with_the_error():
     spoilt = torch.where(mask[:, None, :, None], 1.1 * target, torch.full_like(target, 1e3))
     assert relative_error(spoilt, target, mask, torch.ones(2)).item() == pytest.approx(0.1, rel=2e-2)
     assert np.isclose(relative_error(target, target, None, torch.ones(2)).item(), 0.0, atol=1e-3)
+    nothing = torch.zeros(1, 1, 8, 1)  # a frame of zeros: a hundredth of the channel's RMS stands for its size
+    assert relative_error(nothing + 0.5, nothing, None, torch.tensor([4.0])).item() == pytest.approx(25.0, rel=1e-6)
 
 
 def test_in_training_small_errors_pull_by_their_size_and_large_ones_all_alike():

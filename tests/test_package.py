@@ -65,10 +65,24 @@ def test_splits_of_two_conversions_are_not_packaged_together(tmp_path):
     shutil.copy(tmp_path / "other" / "waves_val.h5", tmp_path / "data")
     with pytest.raises(UpsDataError, match=r"waves_val.h5 is of another conversion .* convert again"):
         package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "artifacts", tmp_path / "registry")
+    shutil.copy(tmp_path / "data" / "waves_test.h5", tmp_path / "data" / "waves_val.h5")
+    with pytest.raises(UpsDataError, match=r"waves_val.h5 holds the split 'test' of 'waves', expected 'val'"):
+        package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "artifacts", tmp_path / "registry")
     (tmp_path / "data" / "waves_val.h5").unlink()
     with pytest.raises(UpsDataError, match=r"waves_val.h5 is missing"):
         package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "artifacts", tmp_path / "registry")
     assert tree(tmp_path / "artifacts") == before
+
+
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    converted(tmp_path / "data", "waves")
+    path = tmp_path / "data" / "waves_manifest.json"
+    path.write_text(path.read_text().replace('"mean": 0.5', '"mean": 123.0'))
+    with pytest.raises(UpsDataError, match=r"waves_manifest.json was changed: its key is of other contents"):
+        package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "artifacts", tmp_path / "registry")
+    path.write_text('{"format": "ups-data/manifest", "version": 1}')
+    with pytest.raises(UpsDataError, match=r"waves_manifest.json was changed"):
+        package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "artifacts", tmp_path / "registry")
 
 
 def test_merging_keeps_every_entry_and_its_bytes_do_not_depend_on_the_order(tmp_path):

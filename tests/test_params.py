@@ -66,6 +66,7 @@ def test_the_projects_own_params_are_valid():
         ("datasets.burgers1d.package.name", "Burgers v1", ["package.name", "'Burgers v1'"]),
         ("datasets.burgers1d.package.suffix", "tar.gz", ["datasets.burgers1d.package", "pcodec", "upk"]),
         ("datasets.burgers1d.store", "zarr", ["datasets.burgers1d", "grid", "h5"]),
+        ("datasets.darcy2d_mesh.view.space_stride", 4, ["view.space_stride of the kind mesh is 1, got 4"]),
         ("simulate.burgers1d.values", [0.1, -1.0], ["simulate.burgers1d.values.1", "-1.0", "greater than 0"]),
         ("simulate.burgers1d.solver", "magic", ["simulate.burgers1d", "magic"]),
         ("simulate.burgers1d.sample", 3, ["simulate.burgers1d.sample", "unknown key"]),

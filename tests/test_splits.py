@@ -83,6 +83,11 @@ def test_the_official_split_leaks_when_several_files_are_pooled():
     assert leaked_share([*map(str, range(10)), *other_order[::-1]], names) > 0
 
 
+def test_the_leaked_share_is_of_test_in_train_alone():
+    assert leaked_share(["a", "a"], ["val", "test"]) == 0
+    assert leaked_share(["a", "a", "b"], ["train", "test", "test"]) == 0.5
+
+
 def test_the_official_split_gives_no_row_twice_and_no_wanted_split_nothing():
     halves = SPLITS.model_copy(update={"protocol": "pdebench", "train": 0.0, "val": 0.5, "test": 0.5})
     assert positional_splits([3], halves, test_first=True) == [["test", "test", "val"]]

@@ -1,6 +1,7 @@
 """A run that is killed goes on along the same curve; weights are read back as they were written, or not at all."""
 
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from torch import nn
 
 from ups_data.errors import UpsDataError
 from ups_data.execution import pick_device
+from ups_data.manifest import content_key
 from ups_data.models.checkpoint import load_model, save_model, weights_id
 from ups_data.params import Optimiser
 from ups_data.training import loop, muon
+from ups_data.training.publish import publish, state_folder
 from ups_data.training.steps import Matrices, make_optimiser, set_rate
 
 KNOBS = Optimiser(steps=40, batch=8, learning_rate=1e-2, seed=3)
@@ -119,9 +122,36 @@ def test_a_gpu_is_told_not_to_round_float32(monkeypatch):
 
 def test_a_state_of_other_knobs_is_not_gone_on_with(tmp_path):
     with pytest.raises(Killed):
-        regression(tmp_path, key="old", die_at=30)
+        regression(tmp_path, key="old", die_at=30, factor=2.0)
     _, curve = regression(tmp_path, key="new")
     assert curve == regression(tmp_path / "fresh")[1]
+
+
+def test_trainings_of_one_task_at_once_keep_their_own_states(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (state_folder("train", "line", content_key(seed=seed)) for seed in (1, 2))
+    with pytest.raises(Killed):
+        regression(first, key="first", die_at=30)
+    model, curve = regression(second, key="second")
+    publish(
+        Mock(),
+        "operator",
+        lambda path: save_model(path, model.state_dict(), {}),
+        curve,
+        models=tmp_path / "m",
+        reports=tmp_path / "r",
+        state=second,
+    )
+    assert (first / "state.safetensors").is_file() and not second.exists()
+
+
+def test_the_rate_warms_up_and_falls_to_a_hundredth():
+    knobs = Optimiser(steps=1000, batch=1, learning_rate=1.0, seed=0)
+    rates = [loop.learning_rate(step, knobs) for step in range(1001)]
+    warm = rates.index(max(rates))
+    assert 0 < rates[0] < 0.1 and max(rates) == 1.0 and 0 < warm < 100
+    assert rates[1000] == pytest.approx(0.01)
+    assert rates[: warm + 1] == sorted(rates[: warm + 1]) and rates[warm:] == sorted(rates[warm:], reverse=True)
 
 
 def test_a_damaged_state_is_no_state(tmp_path):

@@ -93,4 +93,37 @@ def read_manifest(folder: str | Path, task: str) -> dict:
             f"{path}: got format {manifest.get('format')!r} version {manifest.get('version')!r}, "
             f"expected {FORMAT!r} version {VERSION}; convert again with `dvc repro convert@{task}`"
         )
+    if content_key(**{name: value for name, value in manifest.items() if name != "key"}) != manifest.get("key"):
+        raise UpsDataError(f"{path} was changed: its key is of other contents; fetch it or convert again")
     return manifest
+
+
+def check_split(manifest: Mapping, path: Path, split: str) -> None:
+    """Raise UpsDataError unless the store at `path` is that split of the conversion that `manifest` describes.
+
+    A store that was put there by hand, or left by another conversion, would be taken for trajectories it does not hold.
+    """
+    task, held, key = _identity(path)
+    name, again = manifest["task"], f"convert again with `dvc repro convert@{manifest['task']}`"
+    if key != manifest["key"]:
+        raise UpsDataError(
+            f"{path} is of another conversion (key {str(key)[:12]}) than {manifest_path(path.parent, name)} "
+            f"(key {manifest['key'][:12]}), split {split}; {again}"
+        )
+    if (task, held) != (name, split):
+        raise UpsDataError(f"{path} holds the split {held!r} of {task!r}, expected {split!r} of {name!r}; {again}")
+
+
+def _identity(path: Path) -> tuple[str, str, str | None]:
+    """Task, split and key of the conversion that a store carries: of a grid file in HDF5, of others in Zarr."""
+    try:
+        if path.suffix == ".zarr":
+            facts = json.loads((path / "zarr.json").read_text(encoding="utf-8"))["attributes"]
+            return facts["task"], facts["split"], facts["manifest"].get("key")
+        import h5py
+
+        first = min(path.glob("*.h5")) if path.is_dir() else path
+        with h5py.File(first, "r") as file:
+            return file.attrs["task"], file.attrs["split"], json.loads(file["manifest"][()]).get("key")
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise UpsDataError(f"{path} is missing or is no converted split ({error}); run `dvc repro convert`") from None

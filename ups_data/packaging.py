@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ups_data import archive, console, files, registry
-from ups_data.errors import UpsDataError
-from ups_data.manifest import manifest_path, read_manifest
+from ups_data.manifest import check_split, manifest_path, read_manifest
 from ups_data.params import SPLITS, Package
 
 STORES = {"grid": ".h5", "mesh": ".zarr", "particles": ".zarr"}
@@ -26,12 +24,7 @@ def package_dataset(
     manifest = read_manifest(data, task)
     stores = {s: f"{task}_{s}{STORES[manifest['kind']]}" for s in SPLITS if s in manifest["splits"]}
     for split, store in stores.items():
-        key = split_manifest(data / store).get("key")
-        if key != manifest["key"]:
-            raise UpsDataError(
-                f"{data / store} is of another conversion (key {str(key)[:12]}) than {manifest_path(data, task)} "
-                f"(key {manifest['key'][:12]}), split {split}; convert again with `dvc repro convert@{task}`"
-            )
+        check_split(manifest, data / store, split)
     names = [*stores.values(), manifest_path(data, task).name]
     sources = archive.collect(data, names)
     target = out / f"{knobs.name}.{knobs.suffix}"
@@ -40,21 +33,6 @@ def package_dataset(
     entry = _entry(task, knobs, manifest, stores, members, target)
     registry.write_entry(entries, knobs.name, entry)
     return target, entry
-
-
-def split_manifest(path: Path) -> dict:
-    """The manifest that a converted split carries: `/manifest` of a grid file, an attribute of a Zarr group."""
-    try:
-        if path.suffix == ".zarr":
-            group = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
-            return group["attributes"]["manifest"]
-        import h5py
-
-        first = min(path.glob("*.h5")) if path.is_dir() else path
-        with h5py.File(first, "r") as file:
-            return json.loads(file["manifest"][()])
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UpsDataError(f"{path} is missing or is no converted split ({error}); run `dvc repro convert`") from None
 
 
 def item(path: str, members: Sequence[archive.Member]) -> registry.Item:

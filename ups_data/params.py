@@ -325,8 +325,14 @@ class Dataset(Knobs):
 
     @model_validator(mode="after")
     def _measurable(self) -> Dataset:
-        if self.kind != "grid" and (self.evaluate.stride, self.evaluate.points) != (1, [1]):
-            raise ValueError(f"evaluate.stride and evaluate.points of the kind {self.kind} are 1: they are of grids")
+        of_grids = {
+            "evaluate.stride": (self.evaluate.stride, 1),
+            "evaluate.points": (self.evaluate.points, [1]),
+            "view.space_stride": (self.view.space_stride, 1),
+        }
+        for name, (value, expected) in of_grids.items():
+            if self.kind != "grid" and value != expected:
+                raise ValueError(f"{name} of the kind {self.kind} is {expected}, got {value}: it is of grids")
         return self
 
     @model_validator(mode="after")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ups_data.errors import UpsDataError
-from ups_data.manifest import read_manifest
-from ups_data.models.autoencoder import Autoencoder, check_view, load_autoencoder
+from ups_data.manifest import check_split, read_manifest
+from ups_data.models.autoencoder import Autoencoder, check_data, check_view, load_autoencoder
 from ups_data.models.baselines import Baseline, load_baseline
 from ups_data.models.operator import LatentOperator, load_operator
 from ups_data.params import Dataset, View
@@ -65,11 +65,7 @@ def open_evaluation(
     autoencoder = load_autoencoder(models / task / "autoencoder.safetensors", device)
     check_view(autoencoder, task, knobs.view)
     latents = open_cache(cache, task, "test", autoencoder)
-    if autoencoder.config["data"] != manifest["key"]:
-        raise UpsDataError(
-            f"{data}: {task} was converted anew since its models were trained; train them again with "
-            f"`python -m stages.autoencoder {task}` and what follows it, or `dvc repro`"
-        )
+    check_data(autoencoder, task, manifest["key"], data)
     operator = load_operator(models / task / "operator.safetensors", device)
     if operator.config["autoencoder"] != autoencoder.constituents()["weights"]:
         raise UpsDataError(
@@ -83,10 +79,13 @@ def open_evaluation(
             f"{models / task / 'baseline.safetensors'} was trained on other data or at another view; train it again "
             f"with `python -m stages.baseline {task}`"
         )
+    train, test = (data / f"{task}_{split}.{knobs.store}" for split in ("train", "test"))
+    check_split(manifest, train, "train")
+    check_split(manifest, test, "test")
     return Evaluation(
         manifest=manifest,
-        train=data / f"{task}_train.{knobs.store}",
-        test=data / f"{task}_test.{knobs.store}",
+        train=train,
+        test=test,
         cache=latents,
         autoencoder=autoencoder,
         operator=operator,

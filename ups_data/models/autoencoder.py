@@ -193,6 +193,15 @@ def check_view(autoencoder: Autoencoder, task: str, view: View) -> None:
         )
 
 
+def check_data(autoencoder: Autoencoder, task: str, key: str, folder: str | Path) -> None:
+    """Raise UpsDataError unless the autoencoder was trained on the conversion with that key, which is in `folder`."""
+    if autoencoder.config["data"] != key:
+        raise UpsDataError(
+            f"{folder}: {task} was converted anew since its models were trained; train them again with "
+            f"`python -m stages.autoencoder {task}` and what follows it, or `dvc repro`"
+        )
+
+
 def refuse_untrained(config: Mapping, where: str) -> None:
     """Raise UpsDataError for an autoencoder that was trained for no step: its latents mean nothing."""
     if config["steps"] < 1:

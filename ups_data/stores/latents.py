@@ -34,9 +34,10 @@ from ups_data.manifest import content_key
 
 FORMAT, VERSION = "ups-data/latents", 2
 MANIFEST, SAMPLES = "manifest.json", "samples.safetensors"
-KEYS = frozenset(  # what a reader takes from the manifest
-    ("key", "constituents", "samples", "frames", "latent_dim", "roles", "dtype", "token_grid", "shard_samples", "files")
-)
+KEYS = {  # what a reader takes from the manifest
+    *("key", "constituents", "task", "split", "files"),
+    *("samples", "frames", "roles", "dtype", "latent_dim", "token_grid", "shard_samples"),
+}
 WRITERS = 3  # shards on their way to the disk at once: one checksum alone is slower than a disk
 OS_ERROR = re.compile(r"os error (\d+)")  # as safetensors tells of one
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -233,8 +234,15 @@ def cache_is_current(folder: str | Path, expect: Mapping[str, str]) -> bool:
 
 
 def open_cache(root: str | Path, task: str, split: str, encoder: Encoder) -> LatentCache:
-    """The cache of a split, which must come from this autoencoder as it is now."""
-    return LatentCache(cache_folder(root, task, split), expect=encoder.constituents())
+    """The cache of a split, which must come from this autoencoder as it is now, and from no other split."""
+    cache = LatentCache(cache_folder(root, task, split), expect=encoder.constituents())
+    owner, held = cache.manifest["task"], cache.manifest["split"]
+    if (owner, held) != (task, split):
+        raise UpsDataError(
+            f"{cache.folder} holds the latents of the split {held!r} of {owner!r}, expected {split!r} of {task!r}; "
+            f"{_remedy(cache.folder)}"
+        )
+    return cache
 
 
 class LatentCache:

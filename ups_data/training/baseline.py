@@ -102,6 +102,11 @@ def grid_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
     readers = {"train": GridReader(train), "val": GridReader(val)}
     reader = readers["train"]
     frames = viewed_frames(reader.shape[1], view)
+    if frames < 2:
+        raise UpsDataError(
+            f"{train} has one frame, there is nothing to roll out: baseline and evaluate of a static problem are for "
+            "the kind mesh; see darcy2d_mesh in docs/families.md"
+        )
     _check_reach(knobs.depth, reader, view)
     unroll = _fits(knobs.unroll * knobs.bundle, frames)
     time_step = float(reader.time[view.time_stride] - reader.time[0])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ups_data.errors import UpsDataError
+from ups_data.manifest import check_split, read_manifest
 from ups_data.params import View
 from ups_data.stores.grid import GridReader
 
@@ -202,11 +203,14 @@ class ParticleFrames(Frames):
 
 
 def open_frames(folder: str | Path, task: str, split: str, kind: str, view: View) -> Frames:
-    """The frames of a split of a task; a missing or damaged file is a sentence."""
+    """The frames of a split of a task; a missing or damaged file, or one of other data, is a sentence."""
     opener, suffix = {"grid": (GridFrames, "h5"), "mesh": (MeshFrames, "zarr"), "particles": (ParticleFrames, "zarr")}[
         kind
     ]
-    return opener(Path(folder) / f"{task}_{split}.{suffix}", view)
+    path = Path(folder) / f"{task}_{split}.{suffix}"
+    frames = opener(path, view)
+    check_split(read_manifest(folder, task), path, split)
+    return frames
 
 
 def spread(count: int, most: int) -> np.ndarray:

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from ups_data.training.tracking import Tracker
 
 
+def state_folder(stage: str, task: str, key: str) -> Path:
+    """Where a training with that key keeps what it resumes from; others of the task, at once too, have theirs."""
+    return Path(".state") / stage / task / key[:12]
+
+
 def publish(
     run: Tracker,
     name: str,
