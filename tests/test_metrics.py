@@ -34,14 +34,6 @@ def test_channels_are_measured_each_by_its_own_size():
     assert metrics.rmse(prediction, target)[0, 0] == pytest.approx([10.0, 0.001])
 
 
-def test_padding_does_not_count():
-    target = np.array([[1.0, 2.0, 99.0]])[:, None, :, None]
-    prediction = np.array([[2.0, 3.0, -7.0]])[:, None, :, None]
-    mask = np.array([[True, True, False]])
-    assert metrics.rmse(prediction, target, mask)[0, 0, 0] == pytest.approx(1.0)
-    assert metrics.root_mean_square(target, mask)[0, 0, 0] == pytest.approx(np.sqrt(2.5))
-
-
 def test_persistence_of_a_travelling_sine_wave_errs_by_the_chord_of_its_phase():
     phase = np.linspace(0, np.pi, 7)
     wave = np.sin(2 * np.pi * X[None, :] - phase[:, None])[None, ..., None]

@@ -177,10 +177,10 @@ def test_a_killed_training_goes_on_to_the_same_curve_and_weights(caches, tmp_pat
     whole, curve = fit(caches, tmp_path / "whole", steps=20)
     draw_at = loop.step_generator
 
-    def kill_at(seed, step, *device):
+    def kill_at(seed, step):
         if step == 15:
             raise KeyboardInterrupt
-        return draw_at(seed, step, *device)
+        return draw_at(seed, step)
 
     monkeypatch.setattr("ups_data.training.operator.step_generator", kill_at)
     with pytest.raises(KeyboardInterrupt):

@@ -161,6 +161,13 @@ def test_a_damaged_state_is_no_state(tmp_path):
     assert regression(tmp_path)[1] == regression(tmp_path / "fresh")[1]
 
 
+def test_the_curve_is_told_while_it_grows(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(loop.tracking, "curve", lambda header, rows: told.append((header, len(rows))))
+    _, curve = regression(tmp_path)
+    assert len(curve) > 1 and told == [(loop.CURVE, rows) for rows in range(1, len(curve) + 1)]
+
+
 def test_the_weights_with_the_lowest_validation_error_are_kept(tmp_path):
     model, curve = regression(tmp_path)
     assert (model.weight - 1).abs().sum().item() == min(row[2] for row in curve)

@@ -15,8 +15,9 @@ from ups_data.errors import UpsDataError
 
 LISTS = "reports/code"
 PACKAGES = ("stages", "ups_data")
-# What every stage uses and what shapes no output: how a stage fails, what it prints, where it runs, what it tells
-# W&B, and the schema of the knobs (their values are dependencies of their own).
+# What every stage uses: how a stage fails, what it prints, how it writes files, where it runs, what it tells W&B, and
+# the schema of the knobs (their values are dependencies of their own). A change here re-runs nothing. It hardly shapes
+# an output, but `execution` says how a GPU rounds and adds: who changes that has to train again with `dvc repro -f`.
 INFRASTRUCTURE = frozenset(
     {
         "stages/common.py",

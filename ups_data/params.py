@@ -1,7 +1,7 @@
 """The schema of params.yaml: every knob, its type and its bounds.
 
-A wrong key or value is one sentence with the key, what it got and what it wants. There are no hidden
-defaults: a knob that shapes an output stands in params.yaml, so that DVC sees it change.
+A wrong key or value is one sentence with the key, what it got and what it wants. A knob that shapes an output
+stands in params.yaml, so that DVC sees it change; three of `convert` may be left out: equations, shard_gb, tracers.
 """
 
 from __future__ import annotations

@@ -44,10 +44,6 @@ class Part:
             return 0, None
         return index * self.segment, min((index + 1) * self.segment, self.total)
 
-    def complete(self) -> bool:
-        """Whether every range is whole."""
-        return self.total is not None and sum(self.done) == self.total
-
     def plan(self, total: int | None, validator: str, segment: int) -> None:
         """Lay out the body: `total` bytes in ranges of `segment`, in one range if that is 0."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,7 @@ def verify(archive: str | Path, advance: Advance | None = None) -> list[Member]:
         if _is_gzip(file, archive):
             listed, stream = targz.open_gzip(file, str(archive))
             for member, pieces in targz.gzip_contents(stream, listed):
-                _copy(member, pieces, None, str(archive), advance or _ignore)
+                _copy(member, pieces, None, advance or _ignore)
             return listed
         contents = read_index(file, str(archive))
         found = _verified(file, contents, contents.members, execution.cores(), advance or _ignore)
@@ -370,13 +370,13 @@ def _restore_gzip(
     for member, pieces in targz.gzip_contents(stream, listed):
         if member.path in wanted:
             with open(_create(folder, member), "wb") as out:
-                _copy(member, pieces, out, stream.name, advance)
+                _copy(member, pieces, out, advance)
         else:
-            _copy(member, pieces, None, stream.name, _ignore)
+            _copy(member, pieces, None, _ignore)
     return chosen
 
 
-def _copy(member: Member, pieces: Iterator[bytes], out: BinaryIO | None, name: str, advance: Advance) -> None:
+def _copy(member: Member, pieces: Iterator[bytes], out: BinaryIO | None, advance: Advance) -> None:
     digest = hashlib.sha256()
     for data in pieces:
         digest.update(data)

@@ -36,7 +36,7 @@ FOLDER = "leaderboard"  # a folder of its own: the stage that merges depends on 
 VALUES = 16  # distinct values of a parameter up to which it makes subsets
 
 
-def interval(values: np.ndarray, groups: Sequence[str], seed: int = 0) -> tuple[float, float] | None:
+def interval(values: np.ndarray, groups: Sequence[str]) -> tuple[float, float] | None:
     """95 % interval of the mean of `values` [S] by the percentile bootstrap; None for a single group.
 
     What is drawn again are the groups (initial conditions) with all their samples: samples of one group, the same
@@ -46,7 +46,7 @@ def interval(values: np.ndarray, groups: Sequence[str], seed: int = 0) -> tuple[
     if len(names) < 2:
         return None
     sums, counts = np.bincount(member, values), np.bincount(member)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)
     low, high = np.percentile(drawn @ sums / (drawn @ counts), [2.5, 97.5])
     return float(low), float(high)

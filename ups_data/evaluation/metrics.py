@@ -16,18 +16,14 @@ FLAT = 0.01  # a target whose RMS is below this share of the channel's spread: r
 FLOOR = 1e-6  # share of the spread below which a denominator is not taken: keeps a zero target finite
 
 
-def root_mean_square(values: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-    """RMS over space: [S, T, X.., C] to [S, T, C], in float64; `mask` [S, N] marks the real points of [S, T, N, C]."""
-    squares = np.square(values, dtype=np.float64)
-    if mask is None:
-        return np.sqrt(squares.mean(axis=tuple(range(2, values.ndim - 1))))
-    weights = mask.astype(np.float64)
-    return np.sqrt(np.einsum("stnc,sn->stc", squares, weights) / weights.sum(axis=1)[:, None, None])
+def root_mean_square(values: np.ndarray) -> np.ndarray:
+    """RMS over space: [S, T, X.., C] to [S, T, C], in float64."""
+    return np.sqrt(np.square(values, dtype=np.float64).mean(axis=tuple(range(2, values.ndim - 1))))
 
 
-def rmse(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+def rmse(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
     """RMSE over space, in the field's own unit: [S, T, C]."""
-    return root_mean_square(np.asarray(prediction, np.float64) - target, mask)
+    return root_mean_square(np.asarray(prediction, np.float64) - target)
 
 
 def relative(errors: np.ndarray, size: np.ndarray, spread: np.ndarray) -> np.ndarray:

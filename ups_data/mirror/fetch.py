@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ups_data import console, files, registry
 from ups_data.errors import UpsDataError
-from ups_data.mirror.client import Place, client, connect, mode, sentences
+from ups_data.mirror.client import WHY_OFF, Place, client, connect, mode, sentences
 
 if TYPE_CHECKING:
     import wandb
@@ -33,10 +33,9 @@ def fetch_archive(entry: registry.Entry, folder: Path) -> Path:
             "(`make sync`) or take it from the DVC remote (--from dvc)"
         )
     if (state := mode()) != "online":
-        reason = (
-            "there is no W&B key here (WANDB_API_KEY or `wandb login`)" if state == "keyless" else f"W&B is {state}"
+        raise UpsDataError(
+            f"{packed.file} cannot come from W&B: {WHY_OFF[state]}; take it from the DVC remote (--from dvc)"
         )
-        raise UpsDataError(f"{packed.file} cannot come from W&B: {reason}; take it from the DVC remote (--from dvc)")
     copy = entry.wandb.dataset
     artifact = _find(copy, packed)
     files.require_space(folder, 2 * packed.size, f"fetching {packed.file} from W&B")  # its cache, then the file

@@ -13,8 +13,6 @@ from ups_data.mirror.upload import Request
 from ups_data.params import Params
 
 CARDS = "docs/datasets"  # <task>.md, the dataset's card
-# Fields of a registry entry that an artifact's metadata repeats.
-DESCRIBED = {"kind", "task", "version", "resolution", "parameters", "channels", "normalisation", "protocol", "seed"}
 MODELS = ("autoencoder", "operator", "baseline")
 
 

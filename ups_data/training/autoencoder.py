@@ -25,7 +25,7 @@ WIDE_RANGE = 100.0  # a positive channel that spans more than this is encoded by
 
 
 def autoencoder_config(task: str, frames: Frames, knobs: Knobs) -> dict:
-    """The config of an autoencoder for this data: see `Autoencoder`. Raises UpsDataError for an bad latent_len."""
+    """The config of an autoencoder for this data (`Autoencoder`). Raises UpsDataError where latent_len does not fit."""
     manifest, kind = frames.manifest, frames.manifest["kind"]
     if kind == "grid":
         geometry = {

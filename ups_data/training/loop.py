@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ups_data import console, files
 from ups_data.errors import UpsDataError
 from ups_data.params import Optimiser
-from ups_data.training import ranks
+from ups_data.training import ranks, tracking
 from ups_data.training.muon import Both
 from ups_data.training.steps import ALL_ALIKE, Batch, Matrices, make_optimiser, set_rate, stepper, uncompiled
 
@@ -29,9 +29,9 @@ SAVE_EVERY = 30.0  # seconds of work that a kill costs at most; the curve does n
 CURVE = ("step", "train_loss", "val_loss", "learning_rate")
 
 
-def step_generator(seed: int, step: int, device: str | torch.device = "cpu") -> torch.Generator:
+def step_generator(seed: int, step: int) -> torch.Generator:
     """Random numbers of one training step: the same whether the run was interrupted or not."""
-    return torch.Generator(device).manual_seed((seed << 32) + step)
+    return torch.Generator().manual_seed((seed << 32) + step)
 
 
 def learning_rate(step: int, knobs: Optimiser) -> float:
@@ -110,6 +110,7 @@ def fit(
                 with torch.no_grad(), uncompiled(device):
                     value = float(validate())
                 run.curve.append((run.step, mean, value, rate))
+                tracking.curve(CURVE, run.curve)
                 if value <= lowest(run.curve) or not run.best:
                     run.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
             if time.monotonic() - saved > SAVE_EVERY and ranks.rank() == 0:
