@@ -132,7 +132,7 @@ output_of() {
   esac
 }
 
-# A mark names everything the stages depend on: a change of any of it runs them again.
+# Tells apart all that the stages depend on: a change of any of it runs them again.
 fingerprint() {
   local name=$1
   shift
@@ -143,10 +143,10 @@ fingerprint() {
   } | sha256sum | cut -c1-16
 }
 
-# From here on the outputs are this run's: what other knobs had finished is overwritten.
+# From here on the outputs of the task are this run's: what other knobs or datasets had finished is overwritten.
 drop_other_marks() {
-  local name=$1 kept=$2 other
-  for other in ".state/run_remote_scale/$name"-*; do
+  local task=$1 kept=$2 other
+  for other in ".state/run_remote_scale/$task"-*; do
     [[ "$other" == "$kept" ]] || rm -rf "$other"
   done
 }
@@ -159,7 +159,7 @@ run_dataset() {
   [[ -z "${REMOTE:-}" ]] || hydrate+=(--remote "$REMOTE")
   say "$name: hydrate"
   "$python" -m stages.hydrate "${hydrate[@]}"
-  marks=.state/run_remote_scale/$name-$(fingerprint "$name" "${flags[@]}")
+  marks=.state/run_remote_scale/$task-$(fingerprint "$name" "${flags[@]}")
   mkdir -p "$marks"
   for stage in "${STAGES[@]}"; do
     if [[ -e "$marks/$stage" && -e "$(output_of "$task" "$stage")" ]]; then
@@ -167,7 +167,7 @@ run_dataset() {
       continue
     fi
     say "$name: $stage"
-    drop_other_marks "$name" "$marks"
+    drop_other_marks "$task" "$marks"
     "$python" -m "stages.$stage" "$task" "${flags[@]}"
     touch "$marks/$stage"
   done

@@ -94,6 +94,17 @@ def test_knobs_tried_before_are_run_again_after_others_took_their_outputs(projec
     assert [call[-1] for call in trained] == ["5", "7", "5"]
 
 
+def test_another_dataset_of_the_task_takes_the_outputs_and_the_marks(project):
+    path = project / registry.REGISTRY
+    listed = yaml.safe_load(path.read_text())
+    listed["waves_subset_v2"] = listed["waves_subset_v1"]
+    path.write_text(yaml.safe_dump(listed))
+    for name in ("waves_subset_v1", "waves_subset_v2", "waves_subset_v1"):
+        assert run(project, WANDB_DATASETS=name).returncode == 0
+    assert [call.split()[0] for call in calls(project)] == [*OUTPUTS] * 3
+    assert "waves_subset_v1: evaluate is done" in run(project, WANDB_DATASETS="waves_subset_v1").stdout
+
+
 def test_wrong_names_and_arguments_end_the_job_before_any_work(project):
     for arguments, names, message in (
         ([], "", "WANDB_DATASETS names no dataset"),
