@@ -153,7 +153,7 @@ drop_other_marks() {
 
 run_dataset() {
   local name=$1 task marks stage
-  local -a flags hydrate=("$name" --cache "${CACHE:-artifacts/cache}")
+  local -a flags replace hydrate=("$name" --cache "${CACHE:-artifacts/cache}")
   look_up "$name"
   [[ -z "${VERSION:-}" ]] || hydrate+=(--version "$VERSION")
   [[ -z "${REMOTE:-}" ]] || hydrate+=(--remote "$REMOTE")
@@ -168,7 +168,9 @@ run_dataset() {
     fi
     say "$name: $stage"
     drop_other_marks "$task" "$marks"
-    "$python" -m "stages.$stage" "$task" "${flags[@]}"
+    replace=()
+    [[ "$stage" != latents ]] || replace=(--overwrite) # the one stage that keeps what others made unless told so
+    "$python" -m "stages.$stage" "$task" "${replace[@]}" "${flags[@]}"
     touch "$marks/$stage"
   done
 }

@@ -32,6 +32,8 @@ log.open("a").write(" ".join(["{stage}", *sys.argv[1:]]) + "\\n")
 if pathlib.Path("break-{stage}").exists():
     sys.exit(3)
 out = pathlib.Path("{output}".format(sys.argv[1]))
+if "{stage}" == "latents" and out.exists() and "--overwrite" not in sys.argv:
+    sys.exit("made with another config; encode again with --overwrite")
 out.parent.mkdir(parents=True, exist_ok=True)
 out.write_text("done")
 """
