@@ -43,6 +43,58 @@ def test_only_what_was_abandoned_long_ago_is_swept(tmp_path, folder):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([path.name, young.name, other.name])
 
 
+WRITE_HALF = """
+import sys, time
+from ups_data import files
+with files.atomic(sys.argv[1]) as temporary:
+    temporary.write_text("half")
+    print("half", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_live_one_makes_stays(tmp_path):
+    path, home = tmp_path / "out", Path(files.__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", WRITE_HALF, path], cwd=home, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "half\n"
+        files.write_text(path, "new")
+        assert len(list(tmp_path.iterdir())) == 2, "the other process is at work"
+    finally:
+        process.kill()
+        process.communicate()
+    files.write_text(path, "newer")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "newer")]
+
+
+def test_files_are_written_where_there_are_no_locks_and_none_is_taken_for_dead(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", fail)
+    with files.atomic(tmp_path / "out") as temporary:
+        temporary.write_text("mine")
+        monkeypatch.undo()  # of another machine, where there are some
+        files.write_text(tmp_path / "out", "another's")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "mine")]
+
+
+WRITE_OFTEN = """
+import sys
+from ups_data import files
+for _ in range(100):
+    files.write_text(sys.argv[1], sys.argv[2])
+"""
+
+
+def test_processes_that_write_one_file_all_succeed(tmp_path):
+    path, home = tmp_path / "out", Path(files.__file__).parents[1]
+    commands = [[sys.executable, "-c", WRITE_OFTEN, path, name] for name in "pqr"]
+    running = [subprocess.Popen(command, cwd=home, stderr=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate()[1] for process in running] == [""] * 3
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and path.read_text() in "pqr"
+
+
 def test_equal_values_are_equal_bytes_and_nan_is_refused(tmp_path):
     files.write_json(tmp_path / "a", {"b": 1, "a": [1.5]})
     files.write_json(tmp_path / "b", {"a": [1.5], "b": 1})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import glob
 import hashlib
 import io
@@ -19,7 +20,8 @@ from pathlib import Path
 
 from ups_data.errors import UpsDataError
 
-ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
+LOCK = "lock"  # in the folder of a temporary file, held by the process that writes it
+ABANDONED = 24 * 3600  # seconds after which one without a lock is taken for that of a process that was killed
 MANY = 100  # files of a folder that are not worth a flush each
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
 
@@ -110,28 +112,54 @@ def _take_place(temporary: Path, final: Path, aside: Path) -> bool:
 def atomic(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `final`; publish it on success, delete it on any failure.
 
-    What a killed process left of the same file a day ago or longer goes too.
+    What killed processes left of the same file goes too: at once, or after a day where there are no locks to tell.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        yield temporary
-        publish(temporary, final)
-    except BaseException:
-        remove(temporary)
-        raise
+    with _hidden_folder(final) as folder:
+        yield folder / "new"
+        publish(folder / "new", final)
+
+
+@contextmanager
+def _hidden_folder(final: Path) -> Iterator[Path]:
+    """A folder beside `final`, gone in the end, with a lock in it that is held for as long as this process lives.
+
+    Not what is written is locked: HDF5 locks its files itself, and a folder has no lock on every file system.
+    """
+    while True:
+        folder = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
+        folder.mkdir()
+        lock = None
+        try:
+            lock = open(folder / LOCK, "wb")  # noqa: SIM115 (closed below, when the folder is gone)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            except OSError:
+                (folder / LOCK).unlink()  # this file system has none: no other process must take this one for free
+            if folder.exists():  # else another process came before the lock, and took the folder for dead
+                yield folder
+                return
+        finally:
+            remove(folder)  # with the lock, which else another process would take to do the same
+            if lock:
+                lock.close()
 
 
 def _sweep(final: Path) -> None:
     for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
         try:
-            touched = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-        except FileNotFoundError:
-            continue  # its process has just published it
-        if time.time() - touched > ABANDONED:
-            remove(left)
+            with open(left / LOCK, "r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(left)
+        except BlockingIOError:
+            continue  # its process lives
+        except OSError:  # it has no lock, or is gone
+            with suppress(FileNotFoundError):
+                touched = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
+                if time.time() - touched > ABANDONED:
+                    remove(left)
 
 
 def write_text(path: str | Path, text: str) -> None:
