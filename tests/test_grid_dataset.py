@@ -1,7 +1,9 @@
 """A grid dataset gives what was stored, whole or in windows, from any number of worker processes."""
 
 import pickle
+import random
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -89,3 +91,22 @@ def test_a_damaged_file_is_a_sentence(path, tmp_path, damage, words):
     damage(copy)
     with pytest.raises(UpsDataError, match=words):
         GridReader(copy)
+
+
+def test_a_flipped_bit_of_the_description_is_a_sentence_where_it_matters(path, tmp_path):
+    raw, copy, flips = path.read_bytes(), tmp_path / "burgers1d_train.h5", random.Random(0)
+    with h5py.File(path) as file:
+        start = file["data"].id.get_offset()
+        stop = start + 4 * file["data"].size
+    # The tables at either side of the data, and the manifest.
+    places = [*range(start), *range(stop, stop + 1400)], range(raw.rindex(b'{"channels"'), len(raw))
+    refused = 0
+    for place in [flips.choice(some) for some in places for _ in range(60)]:
+        damaged = bytearray(raw)
+        damaged[place] ^= 1 << flips.randrange(8)
+        copy.write_bytes(damaged)
+        try:
+            GridReader(copy)
+        except UpsDataError as error:
+            refused += str(copy) in str(error)
+    assert refused > 10

@@ -24,6 +24,8 @@ from ups_data.errors import UpsDataError
 
 FORMAT, VERSION = "ups-data/grid", 1
 AXES = ("x", "y", "z")
+# What HDF5, NumPy and JSON make of a description whose bytes are not those that were written.
+DAMAGED = (KeyError, ValueError, OSError, RuntimeError, TypeError, AttributeError, MemoryError)
 ALIGNMENT = 4096  # bytes: /data starts on a page, so that it can be mapped and copied without a bounce
 
 
@@ -110,6 +112,13 @@ class GridReader:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        try:
+            self._read()
+        except DAMAGED as error:
+            raise UpsDataError(f"{self.path} is damaged ({_first_line(error)}); fetch or convert it again") from error
+
+    def _read(self) -> None:
+        """Read all but the large arrays."""
         self.files = [_Mapped(file) for file in _files(self.path)]
         with _open(self.files[0].path) as file:
             self.task, self.split = file.attrs["task"], file.attrs["split"]
@@ -284,4 +293,4 @@ def _open(path: Path) -> h5py.File:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error) or type(error).__name__).splitlines()[0]
