@@ -70,6 +70,18 @@ def test_data_that_changed_are_told_from_their_stored_ids(burgers, capsys):
     assert "first frame of 1 samples, first of sample 2, is not the initial condition" in capsys.readouterr().err
 
 
+def test_a_split_of_another_conversion_than_the_manifest_is_refused(burgers, tmp_path, capsys):
+    """Its initial conditions are the same: the parameters beside them are not."""
+    raw = write_burgers(tmp_path / "others", 10, values=(0.002, 0.2, 2.0))
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "other")
+    (tmp_path / "other/burgers1d_train.h5").replace(burgers / "burgers1d_train.h5")
+    assert stage.main(["burgers1d", "--data", str(burgers)]) == 1
+    assert "burgers1d_train.h5: got train of burgers1d, conversion" in capsys.readouterr().err
+    (burgers / "burgers1d_val.h5").replace(burgers / "burgers1d_train.h5")
+    assert stage.main(["burgers1d", "--data", str(burgers)]) == 1
+    assert "burgers1d_train.h5: got val of burgers1d" in capsys.readouterr().err
+
+
 def test_tasks_named_together_must_not_leak_into_each_other(burgers, tmp_path, capsys):
     write_one_array(tmp_path / "advection/1D_Advection_Sols_beta0.1.hdf5", line_values(10))
     convert_grid("advection1d", convert_knobs(tmp_path / "advection"), SPLITS, burgers)

@@ -79,6 +79,7 @@ def audit(folder: str | Path, task: str) -> Audit:
         for split, facts in manifest["splits"].items():
             path = folder / f"{task}_{split}.{SUFFIX[manifest['kind']]}"
             reader, hashes = _open(path, manifest)
+            _check_split(path, reader, manifest, split)
             groups = []
             for group in hashes:
                 groups.append(group)
@@ -109,6 +110,16 @@ def _open(path: Path, manifest: dict) -> tuple[object, Iterator[str]]:
 
     reader = GridReader(path)
     return reader, (group_id(reader.data[s, 0][..., by]) for s in range(len(reader)))
+
+
+def _check_split(path: Path, reader: object, manifest: dict, split: str) -> None:
+    """Refuse a store that is not this split of the conversion which the manifest describes."""
+    got, wanted = (reader.task, reader.split, reader.manifest["key"]), (manifest["task"], split, manifest["key"])
+    if got != wanted:
+        raise UpsDataError(
+            f"{path}: got {got[1]} of {got[0]}, conversion {got[2][:12]}, expected {split} of {wanted[0]}, conversion "
+            f"{wanted[2][:12]}, as its manifest says; fetch the data again or convert them again"
+        )
 
 
 def _differences(path: Path, groups: list[str], stored: list[str], listed: list[str]) -> Iterator[str]:
