@@ -131,6 +131,14 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             where = error.filename or "the disk"
             return _fail(parser.prog, f"no room left on {where}; nothing half-written is kept: free some room", 1)
+        if error.errno == errno.EFBIG:
+            remedy = "raise the limit (`ulimit -f`), or write to another disk"
+            where = error.filename or "a file"
+            return _fail(
+                parser.prog,
+                f"{where} would be larger than files may be here; nothing half-written is kept: {remedy}",
+                1,
+            )
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             return _fail(parser.prog, f"may not write or read {error.filename}: {error.strerror}", 1)
         if error.filename is None:

@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -264,6 +267,17 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(raw, tmp_path, monkeypatch, 
     out = tmp_path / "out"
     assert stage.main(["--pattern", str(raw / "*.hdf5"), "--out", str(out / "x_train.h5"), "--workers", "1"]) == 1
     assert "no room left" in capsys.readouterr().err
+    assert digests(out) == {} and not (out / ".x.partial").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [4, 26], ids=["data", "description"])
+def test_a_limit_on_the_size_of_files_is_a_sentence_and_leaves_nothing_behind(raw, tmp_path, kilobytes):
+    out = tmp_path / "out"
+    work = f"ulimit -f {kilobytes}; exec {sys.executable} -m stages.convert --workers 1 --pattern"
+    command = ["bash", "-c", f'{work} "$0" --out "$1"', raw / "*.hdf5", out / "x_train.h5"]
+    done = subprocess.run(command, cwd=Path(stage.__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"python -m stages.convert: .* would be larger than files may be here; .*\n", done.stderr)
     assert digests(out) == {} and not (out / ".x.partial").exists()
 
 

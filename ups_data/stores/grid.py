@@ -14,7 +14,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -43,8 +45,7 @@ def create_grid(path: str | Path, shape: Sequence[int], head: str | Path | None 
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
-    file = h5py.File(h5py.h5f.create(str(path).encode(), h5py.h5f.ACC_TRUNC, fapl=access))
-    with file:
+    with _writing(path), h5py.File(h5py.h5f.create(str(path).encode(), h5py.h5f.ACC_TRUNC, fapl=access)) as file:
         space = h5py.h5s.create_simple(tuple(shape))
         data = h5py.h5d.create(file.id, b"data", h5py.h5t.IEEE_F32LE, space, layout)
         offset = data.get_offset()
@@ -82,7 +83,7 @@ def describe_grid(
 
     `static`: the fields of each sample that do not change in time, [X.., C'], taken one at a time.
     """
-    with h5py.File(path, "r+", libver=("earliest", "latest")) as file:
+    with _writing(path), h5py.File(path, "r+", libver=("earliest", "latest")) as file:
         for name in sorted(arrays):
             file.create_dataset(name, data=arrays[name])
         for row, values in enumerate(static):
@@ -101,6 +102,18 @@ def describe_grid(
             file.attrs[name] = value
         # A manifest can be larger than the 64 kB that an HDF5 attribute may hold.
         file.create_dataset("manifest", data=np.bytes_(json.dumps(manifest, sort_keys=True).encode()))
+
+
+@contextmanager
+def _writing(path: str | Path) -> Iterator[None]:
+    """What the system refused HDF5 is an OSError with its number, which HDF5 writes into the text of its own errors."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if not (said := re.search(r"errno = (\d+)", str(error))):
+            raise
+        number = int(said[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 class GridReader:
