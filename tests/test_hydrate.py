@@ -191,6 +191,17 @@ def test_what_is_there_and_right_stays_and_what_differs_is_replaced(project, at_
     assert data_of(at_hand.root, "") == data_of(project / "data" / "pdebench", "waves_")
 
 
+def test_splits_of_another_version_that_stay_beside_the_new_manifest_are_named(at_hand, capsys):
+    converted(at_hand.root, "waves", "grid", {"train": 3, "val": 2, "test": 2})
+    hydrate("waves_subset_v1", ("test",), at_hand)
+    assert f"waves_train.h5, waves_val.h5 in {at_hand.root}: of another version" in capsys.readouterr().out
+    hydrate("waves_subset_v1", (), at_hand)
+    assert "of another version" not in capsys.readouterr().out
+    (at_hand.root / "waves_manifest.json").unlink()
+    hydrate("waves_subset_v1", ("test",), at_hand)
+    assert "of another version" not in capsys.readouterr().out, "they are those of the manifest"
+
+
 def test_two_processes_at_once_both_succeed(project, at_hand, tmp_path):
     command = [sys.executable, "-m", "stages.hydrate", "waves_subset_v1", "--root", "root", "--cache", "cache"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

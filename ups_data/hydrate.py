@@ -77,8 +77,21 @@ def hydrate(
                 accept=lambda members: _agree(members, missing, packed),
             )
         done = _rate(size, started)
+        if left := _left_behind(entry, missing, places.root):
+            console.say(
+                f"{', '.join(left)} in {places.root}: of another version than {entry.manifest.path}, which was "
+                f"replaced; hydrate all splits of {name} to have one version"
+            )
         _tell_dvc(items, {member.path: member.md5 for member in restored}, places)
     return f"{name}: {', '.join(item.path for item in missing)} in {places.root}, {done}"
+
+
+def _left_behind(entry: registry.Entry, restored: Sequence[registry.Item], root: Path) -> list[str]:
+    """The splits that stand beside a manifest just restored and are not those it speaks of."""
+    if entry.manifest not in restored:
+        return []
+    others = [item for item in entry.splits.values() if item not in restored and (root / item.path).exists()]
+    return [item.path for item in others if not _is_there(root, item)]
 
 
 def _rate(size: int, started: float) -> str:
