@@ -76,10 +76,10 @@ def test_a_split_of_another_conversion_than_the_manifest_is_refused(burgers, tmp
     convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "other")
     (tmp_path / "other/burgers1d_train.h5").replace(burgers / "burgers1d_train.h5")
     assert stage.main(["burgers1d", "--data", str(burgers)]) == 1
-    assert "burgers1d_train.h5: got train of burgers1d, conversion" in capsys.readouterr().err
+    assert "burgers1d_train.h5 is of another conversion" in capsys.readouterr().err
     (burgers / "burgers1d_val.h5").replace(burgers / "burgers1d_train.h5")
     assert stage.main(["burgers1d", "--data", str(burgers)]) == 1
-    assert "burgers1d_train.h5: got val of burgers1d" in capsys.readouterr().err
+    assert "burgers1d_train.h5 holds the split 'val' of 'burgers1d'" in capsys.readouterr().err
 
 
 def test_tasks_named_together_must_not_leak_into_each_other(burgers, tmp_path, capsys):

@@ -14,11 +14,9 @@ from pathlib import Path
 
 from ups_data import console
 from ups_data.errors import UpsDataError
-from ups_data.manifest import read_manifest
+from ups_data.manifest import check_split, read_manifest, store_path
 from ups_data.params import SPLITS, Splits
 from ups_data.splits import group_id, leaked_share, split_sizes
-
-SUFFIX = {"grid": "h5", "mesh": "zarr", "particles": "zarr"}
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,9 @@ def audit(folder: str | Path, task: str) -> Audit:
     total = sum(facts["samples"] for facts in manifest["splits"].values())
     with console.progress(f"audit {task}", total, "samples") as bar:
         for split, facts in manifest["splits"].items():
-            path = folder / f"{task}_{split}.{SUFFIX[manifest['kind']]}"
+            path = store_path(folder, task, split, manifest["kind"])
             reader, hashes = _open(path, manifest)
-            _check_split(path, reader, manifest, split)
+            check_split(manifest, path, split)
             groups = []
             for group in hashes:
                 groups.append(group)
@@ -110,16 +108,6 @@ def _open(path: Path, manifest: dict) -> tuple[object, Iterator[str]]:
 
     reader = GridReader(path)
     return reader, (group_id(reader.data[s, 0][..., by]) for s in range(len(reader)))
-
-
-def _check_split(path: Path, reader: object, manifest: dict, split: str) -> None:
-    """Refuse a store that is not this split of the conversion which the manifest describes."""
-    got, wanted = (reader.task, reader.split, reader.manifest["key"]), (manifest["task"], split, manifest["key"])
-    if got != wanted:
-        raise UpsDataError(
-            f"{path}: got {got[1]} of {got[0]}, conversion {got[2][:12]}, expected {split} of {wanted[0]}, conversion "
-            f"{wanted[2][:12]}, as its manifest says; fetch the data again or convert them again"
-        )
 
 
 def _differences(path: Path, groups: list[str], stored: list[str], listed: list[str]) -> Iterator[str]:

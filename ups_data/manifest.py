@@ -15,6 +15,7 @@ from ups_data.parameters import lacking, values_of
 from ups_data.params import Splits
 
 FORMAT, VERSION = "ups-data/manifest", 1
+SUFFIX = {"grid": "h5", "mesh": "zarr", "particles": "zarr"}
 
 
 def content_key(**facts: object) -> str:
@@ -96,6 +97,11 @@ def read_manifest(folder: str | Path, task: str) -> dict:
     if content_key(**{name: value for name, value in manifest.items() if name != "key"}) != manifest.get("key"):
         raise UpsDataError(f"{path} was changed: its key is of other contents; fetch it or convert again")
     return manifest
+
+
+def store_path(folder: str | Path, task: str, split: str, kind: str) -> Path:
+    """Where a split of a task stands: grids in HDF5, meshes and particles in Zarr."""
+    return Path(folder) / f"{task}_{split}.{SUFFIX[kind]}"
 
 
 def check_split(manifest: Mapping, path: Path, split: str) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ups_data import archive, console, files, registry
-from ups_data.manifest import check_split, manifest_path, read_manifest
+from ups_data.manifest import check_split, manifest_path, read_manifest, store_path
 from ups_data.params import SPLITS, Package
-
-STORES = {"grid": ".h5", "mesh": ".zarr", "particles": ".zarr"}
 
 
 def package_dataset(
@@ -22,7 +20,7 @@ def package_dataset(
     conversion than the manifest says. Returns the archive and the entry.
     """
     manifest = read_manifest(data, task)
-    stores = {s: f"{task}_{s}{STORES[manifest['kind']]}" for s in SPLITS if s in manifest["splits"]}
+    stores = {s: store_path(data, task, s, manifest["kind"]).name for s in SPLITS if s in manifest["splits"]}
     for split, store in stores.items():
         check_split(manifest, data / store, split)
     names = [*stores.values(), manifest_path(data, task).name]

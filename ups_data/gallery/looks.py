@@ -7,12 +7,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ups_data.gallery import players
+from ups_data.manifest import store_path
 from ups_data.parameters import in_words
 from ups_data.stores.grid import GridReader
 from ups_data.stores.mesh import MeshStore
 from ups_data.stores.particles import ParticleStore
 
-SUFFIX = {"grid": "h5", "mesh": "zarr", "particles": "zarr"}
 READERS = {"grid": GridReader, "mesh": MeshStore, "particles": ParticleStore}
 COVER_FRAMES = 14  # of the paths on a cover
 TWINS = 5  # trajectories from one initial condition drawn together
@@ -20,7 +20,7 @@ TWINS = 5  # trajectories from one initial condition drawn together
 
 def open_split(folder: Path, task: str, split: str, kind: str) -> GridReader | MeshStore | ParticleStore:
     """The converted split of a task."""
-    return READERS[kind](folder / f"{task}_{split}.{SUFFIX[kind]}")
+    return READERS[kind](store_path(folder, task, split, kind))
 
 
 def look(folder: Path, task: str, manifest: dict) -> tuple[dict, str]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ups_data.errors import UpsDataError
-from ups_data.manifest import check_split, read_manifest
+from ups_data.manifest import check_split, read_manifest, store_path
 from ups_data.params import View
 from ups_data.stores.grid import GridReader
 
@@ -204,11 +204,8 @@ class ParticleFrames(Frames):
 
 def open_frames(folder: str | Path, task: str, split: str, kind: str, view: View) -> Frames:
     """The frames of a split of a task; a missing or damaged file, or one of other data, is a sentence."""
-    opener, suffix = {"grid": (GridFrames, "h5"), "mesh": (MeshFrames, "zarr"), "particles": (ParticleFrames, "zarr")}[
-        kind
-    ]
-    path = Path(folder) / f"{task}_{split}.{suffix}"
-    frames = opener(path, view)
+    path = store_path(folder, task, split, kind)
+    frames = {"grid": GridFrames, "mesh": MeshFrames, "particles": ParticleFrames}[kind](path, view)
     check_split(read_manifest(folder, task), path, split)
     return frames
 
