@@ -361,6 +361,15 @@ def test_times_and_coordinates_that_are_none_are_refused(tmp_path, key, points, 
     assert not (tmp_path / "out").exists()
 
 
+def test_files_at_other_times_are_refused_however_short_they_are(tmp_path):
+    for nu, step in ((0.1, 1e-7), (0.2, 2e-7)):
+        path = write_one_array(tmp_path / "raw" / f"a_Nu{nu}.hdf5", line_values(10))
+        with h5py.File(path, "r+") as file:
+            file["t-coordinate"][:] = step * np.arange(7)
+    with pytest.raises(UpsDataError, match=r"a_Nu0.2.hdf5: its times differ from those of a_Nu0.1.hdf5"):
+        convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("name", "attributes", "viscosity"),
     [

@@ -233,7 +233,8 @@ def test_a_shard_in_another_box_or_at_other_times_is_refused(tmp_path):
     write_npz(tmp_path / "raw/p1.npz", without(trajectory(), *GRAPH) | {"box": np.array([1.0, 0.0])})
     with pytest.raises(UpsDataError, match=r"p1.npz: box is \[1.0, 0.0\], expected \[1.0, 1.0\] as in p0.npz"):
         convert(tmp_path)
-    write_npz(tmp_path / "raw/p1.npz", trajectory() | {"times": np.linspace(0, 1, 6)})
+    for name, end in (("p0", 1e-6), ("p1", 2e-6)):
+        write_npz(tmp_path / f"raw/{name}.npz", trajectory() | {"times": np.linspace(0, end, 6)})
     with pytest.raises(UpsDataError, match=r"p1\.npz: its times differ from those of p0\.npz"):
         convert(tmp_path)
 

@@ -21,6 +21,7 @@ from ups_data.sources.mesh_grid import GridMesh
 from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_flow import FlowTracers
 from ups_data.sources.particles_npz import ParticleShard
+from ups_data.sources.raw import same_points
 from ups_data.stores import mesh, particles
 from ups_data.stores.packed import Run
 
@@ -180,5 +181,5 @@ def _check_sibling(scan: Scan, first: Path, path: Path, look: Look) -> None:
                 f"{path}: {what} is {look.facts[what]}, expected {expected} as in {first.name}; "
                 "convert files that differ as datasets of their own"
             )
-    if not np.allclose(look.times, scan.times, rtol=1e-4, atol=1e-6):
+    if not same_points(look.times, scan.times):
         raise UpsDataError(f"{path}: its times differ from those of {first.name}; convert it on its own")

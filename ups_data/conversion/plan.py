@@ -23,7 +23,7 @@ from ups_data.errors import UpsDataError
 from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile, check_axes
+from ups_data.sources.raw import RawFile, check_axes, same_points
 from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
 
@@ -248,10 +248,10 @@ def _check_sibling(first: RawFile, raw: RawFile, equations: str) -> None:
                 f"{raw.path}: {what} is {_plain(got)}, expected {_plain(expected)} as in {first.path.name}; "
                 f"convert files that differ as datasets of their own{more}"
             )
-    if not np.allclose(raw.time, first.time, rtol=1e-4, atol=1e-6):
+    if not same_points(raw.time, first.time):
         raise UpsDataError(f"{raw.path}: its times differ from those of {first.path.name}; convert it on its own")
     for axis, points in first.coordinates.items() if several else ():
-        if not np.allclose(raw.coordinates[axis], points, rtol=1e-4, atol=1e-6):
+        if not same_points(raw.coordinates[axis], points):
             raise UpsDataError(f"{raw.path}: its {axis} differs from that of {first.path.name}; convert it on its own")
 
 

@@ -36,6 +36,7 @@ from ups_data.sources.raw import (
     is_float64,
     open_dataset,
     read_rows,
+    same_points,
 )
 from ups_data.sources.stored import Stored, planes_of, sample_of
 
@@ -116,7 +117,7 @@ def _incompressible(path: Path, file: h5py.File) -> RawFile:
     check_shape(path, times, (samples, frames))
     written = min(frames, int(file.attrs.get("latestIndex", frames - 1)) + 1)
     time = times[:, :written].astype(np.float64)
-    if written < 1 or not np.allclose(time, time[0], rtol=1e-5, atol=1e-6):
+    if written < 1 or not all(same_points(points, time[0]) for points in time):
         raise UpsDataError(f"{path}: t: got no frame, or times that differ between trajectories; fetch it again")
     config = read_config(path, file.attrs)
     walls = {str(config.get(key, "")).lower() for key in ("boundary", "velocity_extrapolation")}
@@ -274,7 +275,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
             group = h5py.Group(h5py.h5g.open(file.id, names[row].encode()))
             _check_group(path, group)  # asked for once, when the sample is looked at: the place to check it whole
             points = first_points(path, group, "grid/t", frames)
-            if not (np.array_equal(points, time) or np.allclose(points, time, rtol=1e-5, atol=1e-6)):
+            if not (np.array_equal(points, time) or same_points(points, time)):
                 raise UpsDataError(f"{path}: {names[row]}/grid/t differs from {names[0]}/grid/t; fetch it again")
             attributes = group.attrs
         found = _group_parameters(path, attributes, family)

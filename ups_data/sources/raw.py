@@ -95,6 +95,11 @@ def check_axes(raw: RawFile) -> None:
         )
 
 
+def same_points(points: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether as many times or coordinates are the same but for rounding: 1e-4 of each, 1e-6 of all they span."""
+    return np.allclose(points, expected, rtol=1e-4, atol=1e-6 * float(np.ptp(expected)))
+
+
 def rounded(exact: np.ndarray) -> tuple[np.ndarray, float]:
     """Numbers as float32, and the greatest relative loss of one (of the least normal one, if it is below that)."""
     with np.errstate(over="ignore", invalid="ignore"):  # infinite and NaN are for whoever checks the numbers
