@@ -197,6 +197,11 @@ def spoil_resolution(path):
     write_one_array(path, line_values(20, points=32), {"Nu": 0.1})
 
 
+def spoil_grid(path):
+    with h5py.File(path, "r+") as file:
+        file["x-coordinate"][:] = 2 * file["x-coordinate"][:]
+
+
 def spoil_parameter(path):
     with h5py.File(path, "r+") as file:
         file.attrs["Nu"] = 0.2
@@ -210,6 +215,7 @@ def spoil_parameter(path):
         (spoil_key, ["'t-coordinate' is missing"]),
         (spoil_nan, ["u is nan", "sample 3", "frame 2", "(5,)"]),
         (spoil_resolution, ["resolution is 32", "expected 16"]),
+        (spoil_grid, ["its x differs from that of 1D_Burgers_Sols_Nu0.001.hdf5"]),
         (spoil_parameter, ["0.1 in the name", "0.2 in the attribute"]),
     ],
 )

@@ -114,6 +114,7 @@ def test_dams_that_cover_the_same_cells_are_one_initial_condition(tmp_path):
         (lambda f: f["0004"].attrs.__setitem__("config", "sim: {gravity: 1.0}"), "0004: config has gravity, expected"),
         (lambda f: f.__delitem__("0004/grid/t"), "the key 0004/grid/t is missing"),
         (lambda f: f["0004/grid/t"].__setitem__(2, 9.0), "0004/grid/t differs from 0000/grid/t"),
+        (lambda f: f["0004/grid/y"].__setitem__(2, 9.0), "0004/grid/y differs from 0000/grid/y"),
         (
             lambda f: (f.__delitem__("0004/data"), f.__setitem__("0004/data", random(3, 5, 6, 1))),
             r"shape \(3, 5, 6, 1\)",

@@ -132,6 +132,41 @@ def test_a_well_file_that_contradicts_itself_is_refused(tmp_path, spoil, sentenc
         converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")
 
 
+def rename_static(path):
+    write_well(path)
+    with h5py.File(path, "r+") as file:
+        file.move("t0_fields/speed_of_sound", "t0_fields/stiffness")
+        file["t0_fields"].attrs["field_names"] = ["density", "stiffness", "forcing"]
+
+
+def remove_static(path):
+    write_well(path)
+    with h5py.File(path, "r+") as file:
+        file["t0_fields"].attrs["field_names"] = ["density", "forcing"]
+
+
+def write_scalars(path, names=("x", "y")):
+    """Without the fields whose channels are named after the axes."""
+    write_well(path, names=names)
+    with h5py.File(path, "r+") as file:
+        del file["t1_fields"], file["t2_fields"]
+
+
+@pytest.mark.parametrize(
+    ("write", "sentence"),
+    [
+        (rename_static, "static channels is stiffness, mask_maze, expected speed_of_sound, mask_maze as in a.hdf5"),
+        (remove_static, "static channels is mask_maze, expected speed_of_sound, mask_maze"),
+        (lambda path: write_scalars(path, ("r", "s")), "axes is r, s, expected x, y"),
+    ],
+)
+def test_files_with_other_static_fields_or_axes_are_refused(tmp_path, write, sentence):
+    (write_scalars if "axes" in sentence else write_well)(tmp_path / "a.hdf5")
+    write(tmp_path / "b.hdf5")
+    with pytest.raises(UpsDataError, match=f"b.hdf5: {sentence}"):
+        converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")
+
+
 def test_a_file_of_another_source_than_the_knob_says_is_refused(tmp_path):
     write_well(tmp_path / "made.hdf5")
     with pytest.raises(UpsDataError, match=r"convert\.source is pdebench, but the file is in a layout of the_well"):

@@ -239,10 +239,10 @@ def _check_parameters(raw: RawFile, found: Sequence[Sample]) -> None:
 
 
 def _check_sibling(first: RawFile, raw: RawFile, equations: str) -> None:
-    several = equations == "several"
-    for what, expected in _shared(first, several).items():
-        got = _shared(raw, several)[what]
-        if got != expected:
+    facts = raw.describe()
+    for what, expected in first.describe().items():
+        got = facts[what]
+        if got != expected and not (what == "parameters" and equations == "several"):
             more = ", or set the knob convert.equations to several" if what == "parameters" else ""
             raise UpsDataError(
                 f"{raw.path}: {what} is {_plain(got)}, expected {_plain(expected)} as in {first.path.name}; "
@@ -250,17 +250,9 @@ def _check_sibling(first: RawFile, raw: RawFile, equations: str) -> None:
             )
     if not same_points(raw.time, first.time):
         raise UpsDataError(f"{raw.path}: its times differ from those of {first.path.name}; convert it on its own")
-    for axis, points in first.coordinates.items() if several else ():
+    for axis, points in first.coordinates.items():
         if not same_points(raw.coordinates[axis], points):
             raise UpsDataError(f"{raw.path}: its {axis} differs from that of {first.path.name}; convert it on its own")
-
-
-def _shared(raw: RawFile, several: bool) -> dict[str, object]:
-    """What all files of a dataset have in common: of several equations all but the parameters."""
-    if not several:
-        return raw.describe()
-    facts = {what: value for what, value in raw.describe().items() if what != "parameters"}
-    return facts | {"static channels": raw.static_channels, "roles": dict(raw.roles)}
 
 
 def _together(
@@ -280,7 +272,9 @@ def _together(
 
 
 def _plain(value: object) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    if not isinstance(value, tuple):
+        return str(value)
+    return (", " if any(isinstance(part, str) for part in value) else " x ").join(map(str, value)) or "none"
 
 
 def read_frames(raw: RawFile, row: int, start: int, stop: int) -> np.ndarray:

@@ -31,7 +31,8 @@ REFERENCE = np.dtype([("size", "<u4"), ("heap", "<u8"), ("index", "<u4")])  # of
 SAME = {0x01, 0x03, 0x04, 0x05, 0x0B}  # messages without an address: dataspace, datatype, fill values, filters
 UNREAD = {0x00, 0x12}  # an empty one, the time of the last change
 LAYOUT, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE = 0x08, 0x0C, 0x10, 0x11
-FOLLOWED = ("data", "grid", "grid/t")  # of the others, grid/x and such, it counts that they are there
+POINTS = ("grid/t", "grid/x", "grid/y")  # equal in all groups
+FOLLOWED = ("data", "grid", *POINTS)  # of the others it counts that they are there
 LARGEST = 1 << 16  # bytes of a structure, or of the texts that share a heap: ten times what they take
 
 
@@ -142,7 +143,7 @@ def _messages(descriptor: int, part: Part, at: int, path: str) -> None:
         elif kind == SYMBOL_TABLE and path in ("", "grid"):
             tree, heap = unpack_from("<QQ", content, body)
             _group(descriptor, part, body, tree, heap, path)
-        elif kind == LAYOUT and path in ("data", "grid/t"):
+        elif kind == LAYOUT and path in ("data", *POINTS):
             _layout(descriptor, part, body, path)
         elif kind == ATTRIBUTE:
             if not path:

@@ -245,6 +245,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
             f"{path}: {names[0]}/data: got {shape[-1]} channels, expected {', '.join(family.channels)}; fetch it again"
         )
     time = first_points(path, first, "grid/t", frames)
+    coordinates = {a: first_points(path, first, f"grid/{a}", n) for a, n in zip(family.axes, space, strict=True)}
 
     @lru_cache(1)  # opening is what takes time where a sample is small
     def data_of(row: int) -> h5py.h5d.DatasetID:
@@ -274,9 +275,11 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         else:
             group = h5py.Group(h5py.h5g.open(file.id, names[row].encode()))
             _check_group(path, group)  # asked for once, when the sample is looked at: the place to check it whole
-            points = first_points(path, group, "grid/t", frames)
-            if not (np.array_equal(points, time) or same_points(points, time)):
-                raise UpsDataError(f"{path}: {names[row]}/grid/t differs from {names[0]}/grid/t; fetch it again")
+            for axis, expected in {"t": time, **coordinates}.items():
+                points = first_points(path, group, f"grid/{axis}", len(expected))
+                if not (np.array_equal(points, expected) or same_points(points, expected)):
+                    key = f"grid/{axis}"
+                    raise UpsDataError(f"{path}: {names[row]}/{key} differs from {names[0]}/{key}; fetch it again")
             attributes = group.attrs
         found = _group_parameters(path, attributes, family)
         if sorted(found) != sorted(parameters):
@@ -294,7 +297,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         space=tuple(space),
         channels=family.channels,
         time=time,
-        coordinates={a: first_points(path, first, f"grid/{a}", n) for a, n in zip(family.axes, space, strict=True)},
+        coordinates=coordinates,
         periodic=(False,) * len(space),
         parameters=parameters,
         values=values,

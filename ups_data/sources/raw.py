@@ -53,6 +53,9 @@ class RawFile:
         """What siblings must share: anything that differs is refused."""
         return {
             "channels": self.channels,
+            "static channels": self.static_channels,
+            "roles": dict(self.roles),
+            "axes": self.axis_names or tuple(self.coordinates),
             "resolution": self.space,
             "frames": self.frames,
             "parameters": sorted(self.parameters),
