@@ -356,6 +356,8 @@ def test_a_glob_that_leaves_the_root_or_is_none_is_a_sentence(raw, tmp_path):
         ("t-coordinate", [0, 1, np.nan, 3, 4, 5, 6], "time: point 2 is nan, expected a number"),
         ("t-coordinate", [6, 5, 4, 3, 2, 1, 0], "time: got 5 after 6 in frame 1, expected times that ascend"),
         ("t-coordinate", [0, 1, 1, 2, 3, 4, 5], "time: got 1 after 1 in frame 2"),
+        ("t-coordinate", [0, 1, 4, 9, 16, 25, 36], "time: the step to frame 1 is 1, expected 5 as between other"),
+        ("t-coordinate", [0, 1, 2, 4, 5, 6, 7], "time: the step to frame 3 is 2, expected 1 as between other frames"),
     ],
 )
 def test_times_and_coordinates_that_are_none_are_refused(tmp_path, key, points, words):
@@ -365,6 +367,16 @@ def test_times_and_coordinates_that_are_none_are_refused(tmp_path, key, points, 
     with pytest.raises(UpsDataError, match=f"a_Nu1.0.hdf5: {words}"):
         convert_grid("burgers1d", convert_knobs(path.parent), SPLITS, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_times_that_float32_has_rounded_are_even(tmp_path):
+    path = write_one_array(tmp_path / "raw" / "a_Nu1.0.hdf5", line_values(10))
+    with h5py.File(path, "r+") as file:
+        file["t-coordinate"][:] = 100 + 0.01 * np.arange(7)
+        assert np.ptp(np.diff(file["t-coordinate"][:])) > 2e-6
+        file["t-coordinate"][6] = 200  # beyond the frames
+    manifest = convert_grid("burgers1d", convert_knobs(path.parent), SPLITS, tmp_path / "out")
+    assert manifest["time_step"] == pytest.approx(0.01, rel=1e-3)
 
 
 def test_files_at_other_times_are_refused_however_short_they_are(tmp_path):

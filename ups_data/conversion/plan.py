@@ -23,7 +23,7 @@ from ups_data.errors import UpsDataError
 from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile, check_axes, same_points
+from ups_data.sources.raw import RawFile, check_axes, same_points, uneven_step
 from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
 
@@ -135,6 +135,8 @@ def plan_grid(
         for path in paths:
             with open_raw(path, source) as raw:
                 check_axes(raw)
+                if uneven := uneven_step(raw.time):
+                    raise UpsDataError(f"{path}: time: {uneven}; a grid dataset has one time step: resample the frames")
                 first = first or raw
                 _check_sibling(first, raw, equations)
                 if raw.is_float64:

@@ -26,7 +26,7 @@ from ups_data.inspection.look import (
 )
 from ups_data.params import SPLITS
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile
+from ups_data.sources.raw import RawFile, uneven_step
 from ups_data.splits import group_id
 from ups_data.stores.grid import FORMAT, GridReader
 
@@ -108,6 +108,8 @@ def _odd_axes(axes: dict[str, np.ndarray]) -> Iterator[str]:
             yield f"{name}: a coordinate is NaN or infinite"
         elif np.any(np.diff(values) <= 0):
             yield f"{name}: the coordinates do not ascend"
+        elif name == "time" and (uneven := uneven_step(values)):
+            yield f"{name}: {uneven}"
 
 
 def _starts(raw: RawFile, rows: Sequence[int]) -> Iterator[str]:

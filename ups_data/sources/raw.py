@@ -98,6 +98,19 @@ def check_axes(raw: RawFile) -> None:
         )
 
 
+def uneven_step(time: np.ndarray) -> str | None:
+    """Which step between ascending times is unlike the others, by more than 1e-3 and the rounding of float32."""
+    steps = np.diff(time)
+    if len(steps) < 2:
+        return None
+    usual = float(np.median(steps))
+    off = np.abs(steps - usual)
+    at = int(np.argmax(off))
+    if off[at] <= 1e-3 * usual + 2 * np.finfo(np.float32).eps * np.abs(time).max():
+        return None
+    return f"the step to frame {at + 1} is {steps[at]:g}, expected {usual:g} as between other frames"
+
+
 def same_points(points: np.ndarray, expected: np.ndarray) -> bool:
     """Whether as many times or coordinates are the same but for rounding: 1e-4 of each, 1e-6 of all they span."""
     return np.allclose(points, expected, rtol=1e-4, atol=1e-6 * float(np.ptp(expected)))
