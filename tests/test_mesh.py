@@ -196,6 +196,19 @@ def test_fields_in_time_keep_every_frame_and_constant_ones_are_repeated(moving):
             assert np.array_equal(store.fields(sample, 2, 4), fields[2:4])
 
 
+def test_one_start_under_several_coefficients_stands_in_one_split(tmp_path):
+    rng = np.random.default_rng(0)
+    temperature = rng.random((20, 3, 4), dtype=np.float32)
+    temperature[:, 0] = rng.random((5, 4), dtype=np.float32)[np.arange(20) % 5]
+    coefficient = rng.random((20, 4), dtype=np.float32)
+    shard = plain_shard(solution=None, times=np.arange(3.0), permeability=coefficient, temperature=temperature)
+    write_npz(tmp_path / "raw/m.npz", shard)
+    manifest = convert(tmp_path)
+    assert manifest["grouped_by"] == ["temperature"]
+    assert [len(facts["groups"]) for facts in manifest["splits"].values()] == [3, 1, 1]
+    assert [facts["samples"] for facts in manifest["splits"].values()] == [12, 4, 4]
+
+
 def test_a_window_dataset_counts_every_window_of_every_trajectory(moving):
     dataset = MeshZarrDataset(moving[0] / f"out/{TASK}_train.zarr", window=2)
     assert len(dataset) == 3 * 4

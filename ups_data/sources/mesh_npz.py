@@ -5,7 +5,7 @@ cotangent Laplacian `laplacian_data`, `laplacian_indices`, `laplacian_indptr`. E
 numbers with nodes on its last axis is a field: [S, N] for S samples, [S, T, N] when there is `times` [T]; an axis
 that a field lacks ([N], or [S, N] beside `times`) means that it is the same there. Scalars are physical parameters.
 Roles: without time the field `solution` is the target and the others are its inputs; with time the fields that
-have a time axis are the target.
+have a time axis are the target. An initial condition is the inputs, with time the target's first frame.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class MeshShard(NpzFile):
         self.roles = {"input": [n for n in names if n not in target], "target": target}
         self.channels = self.roles["input"] + target
         self.is_float64 = self.has_float64(self.channels)
-        static = "times" not in self.shapes
-        self.grouped_by = self.roles["input"] if static and self.roles["input"] else self.channels
+        start = target if "times" in self.shapes else self.roles["input"]
+        self.grouped_by = start or self.channels
         counts = {name: axes[0] for name, axes in leading.items() if axes}
         self.samples = counts.get(target[0], 1)
         for name, count in counts.items():
@@ -69,7 +69,7 @@ class MeshShard(NpzFile):
         return self.samples
 
     def groups(self, rows: Sequence[int]) -> list[str]:
-        """Ids of the initial conditions of some samples: the mesh and the inputs on it, or all fields at t0."""
+        """Ids of the initial conditions of some samples: the mesh and the inputs on it, or what develops at t0."""
         blocks = self.blocks(rows, self.grouped_by, frames=1)
         return [group_id(self.coords, block[0]) for block in blocks]
 
