@@ -116,6 +116,15 @@ def test_limit_and_samples_take_the_first_ones(raw, tmp_path):
     assert manifest["parameters"]["viscosity"]["values"] == [0.001, 0.1]
 
 
+def test_what_is_left_behind_is_said_once(raw, tmp_path, capsys):
+    for nu, key in ((0.001, "forcing"), (0.1, "forcing"), (1.0, "vorticity")):
+        with h5py.File(raw / f"1D_Burgers_Sols_Nu{nu}.hdf5", "r+") as file:
+            file[key] = np.zeros(3)
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    said = [line for line in capsys.readouterr().out.splitlines() if "not read" in line]
+    assert said == ["burgers1d: not read, since the layout has no place for them: forcing, vorticity"]
+
+
 def test_the_official_split_is_a_choice(raw, tmp_path):
     splits = SPLITS.model_copy(update={"protocol": "pdebench"})
     convert_grid("burgers1d", convert_knobs(raw), splits, tmp_path / "out")

@@ -94,7 +94,32 @@ def test_numbers_that_are_not_finite_are_counted_and_placed(burgers):
 def test_keys_that_no_reader_takes_are_named(burgers):
     with h5py.File(burgers, "r+") as file:
         file["vorticity"] = np.zeros(3)
-    assert inspect(burgers).problems == ["no layout of PDEBench has the keys vorticity: they are not read"]
+    assert inspect(burgers).problems == ["not read, since the layout has no place for them: vorticity"]
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "named"),
+    [
+        ("cfd", "temperature", "temperature"),
+        ("darcy", "t-coordinate", None),
+        ("flow", "vorticity", "vorticity"),
+        ("groups", "0000/source", "0000/source"),
+    ],
+)
+def test_what_is_left_behind_is_named_in_every_family(tmp_path, family, key, named):
+    path = write_every_layout(tmp_path)[family]
+    with h5py.File(path, "r+") as file:
+        if key not in file:
+            file[key] = np.zeros(3)
+    said = [problem for problem in inspect(path).problems if problem.startswith("not read")]
+    assert said == ([f"not read, since the layout has no place for them: {named}"] if named else [])
+
+
+def test_a_velocity_across_the_axes_of_the_file_is_left_behind(tmp_path):
+    path = write_fields(tmp_path / "1D_CFD.hdf5", {name: smooth(4, 3, 8) for name in ("density", "pressure", "Vx")})
+    with h5py.File(path, "r+") as file:
+        file["Vy"] = file["Vx"][:]
+    assert inspect(path).problems == ["not read, since the layout has no place for them: Vy"]
 
 
 def test_samples_that_start_alike_are_twins(burgers):
@@ -160,6 +185,13 @@ def test_meshes_and_particles_are_told_as_shards_and_as_stores(points, kind):
     assert store.what.startswith(f"converted {kind}, split test of {TASKS[kind]}") and store.problems == []
     assert shard.ranges.keys() == store.ranges.keys()
     assert "?" not in sketch(store.panels[0]) and len(sketch(shard.panels[0]).splitlines()) == 17
+
+
+def test_arrays_of_a_particle_shard_that_are_left_behind_are_named(points, tmp_path):
+    with np.load(sorted((points / "raw" / "particles").glob("*.npz"))[0], allow_pickle=False) as shard:
+        look = inspect(write_npz(tmp_path / "p.npz", {**shard, "temperature": np.zeros(3), "mass": np.float64(2)}))
+    assert look.problems == ["not read, since the layout has no place for them: temperature"]
+    assert "mass 2" in look.facts["parameters"] and look.panels
 
 
 def test_a_shard_with_a_nan_says_where(points, tmp_path):

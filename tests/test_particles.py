@@ -195,6 +195,14 @@ def test_blocks_of_any_size_give_the_same_store(converted, monkeypatch):
         assert first == second
 
 
+def test_arrays_that_are_left_behind_are_said_once(tmp_path, capsys):
+    for seed in range(5):
+        write_npz(tmp_path / f"raw/p{seed}.npz", trajectory(seed) | {"temperature": np.zeros((6, 40))})
+    convert(tmp_path)
+    said = [line for line in capsys.readouterr().out.splitlines() if "not read" in line]
+    assert said == [f"{TASK}: not read, since the layout has no place for them: temperature"]
+
+
 def test_a_second_run_gives_the_same_bytes(converted):
     convert(converted, "again")
     digests = [

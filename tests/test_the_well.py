@@ -92,6 +92,14 @@ def test_the_wells_layout_reads_through_the_same_path(tmp_path):
     assert manifest["parameters"]["reynolds"] == {"raw_name": "Reynolds", "values": [10, 20, 30, 40]}
 
 
+def test_fields_that_the_file_does_not_list_are_left_behind_and_said(tmp_path, capsys):
+    write_well(tmp_path / "made.hdf5")
+    with h5py.File(tmp_path / "made.hdf5", "r+") as file:
+        file["t1_fields/vorticity"], file["notes"] = random(3), random(3)
+    converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")
+    assert "has no place for them: notes, t1_fields/vorticity\n" in capsys.readouterr().out
+
+
 def test_axes_of_other_names_are_noted(tmp_path):
     write_well(tmp_path / "sphere.hdf5", names=("theta", "phi"))
     _, manifest = converted(tmp_path, "*.hdf5", tmp_path / "out", source="the_well")

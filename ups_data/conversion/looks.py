@@ -50,6 +50,7 @@ class Look:
     together: int  # how many of them one process should read
     rows: list[Row]
     is_float64: bool  # its numbers are rounded
+    unread: Sequence[str]  # arrays that are left behind
     topology: tuple[str, dict[str, int]] = ("", {})  # in a look from row 0: its digest and sizes
 
     @classmethod
@@ -61,7 +62,8 @@ class Look:
                 raise UpsDataError(f"{shard.path}: {name} is {value}, expected a number; fetch it again")
         facts = {"frames": len(shard.times)} | facts | {"parameters": list(parameters)}
         raw_names = [raw for raw, _ in parameters.values()]
-        return cls(facts, shard.times, raw_names, shard.samples, shard.together, rows, shard.is_float64, **topology)
+        of_file = (shard.samples, shard.together, rows, shard.is_float64, shard.unread)
+        return cls(facts, shard.times, raw_names, *of_file, **topology)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Scan:
     residuals: list[list[float]] = field(default_factory=list)  # of the samples of every file, where it is known
     topologies: list[tuple[dict[str, int], int]] = field(default_factory=list)  # sizes, and the file that has it
     known: dict[str, int] = field(default_factory=dict)  # the number of every topology by its digest
+    unread: dict[str, None] = field(default_factory=dict)  # arrays that are left behind, of any file
     kept: dict[Path, list] = field(default_factory=dict)  # what the samples of every file are
 
     def take(self, path: Path, first: Look, rows: Sequence[Row]) -> None:
@@ -170,6 +173,7 @@ def scan_files(
     for i, path in enumerate(paths):
         _check_sibling(scan, paths[0], path, found[i, 0])
         scan.take(path, found[i, 0], [row for start in starts[i] for row in found[i, start].rows])
+        scan.unread |= dict.fromkeys(found[i, 0].unread)
     return scan
 
 

@@ -23,7 +23,7 @@ from ups_data.errors import UpsDataError
 from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile, check_axes, same_points, uneven_step
+from ups_data.sources.raw import RawFile, check_axes, left_out, same_points, uneven_step
 from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
 
@@ -129,7 +129,7 @@ def plan_grid(
     kept: dict[Path, list] = {}  # what its samples are
     counts: list[int] = []
     parameters: list[dict[str, str]] = []  # of every file that is kept
-    rounded, twins = [], []
+    rounded, twins, unread = [], [], {}
     first: RawFile | None = None
     with console.progress("plan", len(paths), "file") as bar:
         for path in paths:
@@ -137,6 +137,7 @@ def plan_grid(
                 check_axes(raw)
                 if uneven := uneven_step(raw.time):
                     raise UpsDataError(f"{path}: time: {uneven}; a grid dataset has one time step: resample the frames")
+                unread |= dict.fromkeys(raw.unread())
                 first = first or raw
                 _check_sibling(first, raw, equations)
                 if raw.is_float64:
@@ -161,6 +162,8 @@ def plan_grid(
                     samples += found
                     rounded += [path] if raw.is_float64 else []
             bar.advance()
+    if unread:
+        console.say(f"{task}: {left_out(list(unread))}")
     if equations == "several":
         first, samples = _together(first, parameters, samples)
     placed = _place(samples, _split_names(samples, counts, splits, only, test_first=paths[0].suffix == ".hdf5"))

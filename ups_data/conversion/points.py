@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ups_data import files
+from ups_data import console, files
 from ups_data.conversion import journal, mesh_files, particle_files
 from ups_data.conversion.facts import float64_facts, residual_facts, twin_facts
 from ups_data.conversion.files import check_precision, empty, make_once, note_done, raw_files, work_key, workplace
@@ -25,6 +25,7 @@ from ups_data.sources.mesh_grid import GridMesh
 from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_flow import FlowTracers
 from ups_data.sources.particles_npz import ParticleShard
+from ups_data.sources.raw import left_out
 from ups_data.splits import assign_splits, leaked_share
 from ups_data.statistics import Moments, merge_all
 from ups_data.stores import packed
@@ -78,6 +79,8 @@ def convert_points(
     root, paths = raw_files(knobs)
     opener = _opener(kind, knobs)
     scan = scan_files(paths, knobs.samples, KINDS[kind].look, opener, workers=workers, scheduler=scheduler)
+    if scan.unread:
+        console.say(f"{task}: {left_out(list(scan.unread))}")
     for path in scan.rounded:
         check_precision(path, knobs.float64)
     assigned = assign_splits([sample.group for sample in scan.samples], splits)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,15 +25,10 @@ from ups_data.inspection.look import (
 )
 from ups_data.params import SPLITS
 from ups_data.sources.grids import open_raw
-from ups_data.sources.raw import RawFile, uneven_step
+from ups_data.sources.raw import RawFile, left_out, uneven_step
 from ups_data.splits import group_id
 from ups_data.stores.grid import FORMAT, GridReader
 
-# Every key that a known layout reads; others are data that a conversion would leave behind.
-KEYS = {
-    "PDEBench": r"tensor|nu|density|pressure|V[xyz]|velocity|particles|force|t|[xyzt]-coordinate|[0-9]{4,}",
-    "The Well": r"t[012]_fields|dimensions|boundary_conditions|scalars",
-}
 Read = Callable[[int, int, int], np.ndarray]  # (sample, start, stop) -> frames [t, X.., C]
 SOLVED = 0.01  # a residual above this share of the source is no solution
 
@@ -65,7 +59,8 @@ def _raw(path: Path, full: bool) -> Look:
             "stored": _stored(file, source),
         }
         look = Look(f"raw file of {source}, {megabytes(path.stat().st_size)}", facts)
-        look.add(_odd_keys(file, source))
+        if unread := raw.unread():
+            look.add([left_out(unread)])
         look.add(_odd_axes({**raw.coordinates, "time": raw.time}))
         frame_bytes = int(np.prod(raw.space)) * len(raw.channels) * (8 if raw.is_float64 else 4)
         measure(look, raw.channels, raw.samples, raw.frames, frame_bytes, raw.read, full)
@@ -93,13 +88,6 @@ def _stored(file: h5py.File, source: str) -> str:
     largest = max(arrays, key=lambda data: data.nbytes)
     layout = f"chunks {largest.chunks}" if largest.chunks else "contiguous"
     return f"{largest.name} {largest.dtype} {largest.shape}, {layout}, {largest.compression or 'not compressed'}"
-
-
-def _odd_keys(file: h5py.File, source: str) -> Iterator[str]:
-    strange = [key for key in file if not re.fullmatch(KEYS[source], key)]
-    if strange:
-        more = f" and {len(strange) - 8} more" if len(strange) > 8 else ""
-        yield f"no layout of {source} has the keys {', '.join(strange[:8])}{more}: they are not read"
 
 
 def _odd_axes(axes: dict[str, np.ndarray]) -> Iterator[str]:

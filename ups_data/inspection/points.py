@@ -11,6 +11,7 @@ from ups_data.errors import UpsDataError
 from ups_data.inspection.grids import split_facts, split_problems
 from ups_data.inspection.look import Look, Panel, axis_fact, evenly, measure, megabytes, parameter_fact, repeated
 from ups_data.sources.npz import NpzFile
+from ups_data.sources.raw import left_out
 from ups_data.stores import mesh, particles
 
 
@@ -93,6 +94,8 @@ def _particle_shard(path: Path, full: bool) -> Look:
         measure(look, _axes(dimension), 1, frames, max(1, shard.particles * dimension * 8), read, full)
         if not look.problems:
             look.panels = _dots(read(0, 0, frames)[..., :dimension], shard.times)
+        if shard.unread:
+            look.add([left_out(shard.unread)])
     look.following = "an entry of params.yaml with source: npz (README, Add a dataset)"
     return look
 

@@ -39,7 +39,7 @@ class GridMesh(AbstractContextManager):
             self._raw, self._stack = raw, stack.pop_all()
         self.coords = grid_points(*raw.coordinates.values())
         self.times, self.samples = raw.time, raw.samples
-        self.is_float64, self.loss = raw.is_float64, 0.0
+        self.is_float64, self.loss, self.unread = raw.is_float64, 0.0, raw.unread()
         self.grouped_by = raw.grouped_by
         self.roles = {"input": [*raw.roles["input"], SOURCE], "target": list(raw.roles["target"])}
         self.channels = self.roles["input"] + self.roles["target"]

@@ -73,6 +73,7 @@ class NpzFile(AbstractContextManager):
     """
 
     not_parameters: tuple[str, ...] = ()  # scalars that are something else
+    unread: Sequence[str] = ()  # arrays that are left behind
     loss = 0.0  # greatest relative loss of a number that was rounded to float32
 
     def __init__(self, path: str | Path):

@@ -51,7 +51,7 @@ class FlowTracers(AbstractContextManager):
                 )
             self.raw, self._stack = raw, stack.pop_all()
         self.times, self.samples, self.dimension = raw.time, raw.samples, 2
-        self.is_float64, self.loss = raw.is_float64, 0.0
+        self.is_float64, self.loss, self.unread = raw.is_float64, 0.0, raw.unread()
         self.box = np.where(raw.periodic, self.size, 0.0)
 
     def parameters(self) -> dict[str, tuple[str, float]]:

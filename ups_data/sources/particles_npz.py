@@ -17,6 +17,7 @@ from ups_data.geometry import edges_of_graph, neighbour_graph
 from ups_data.sources.npz import NpzFile, Rows
 from ups_data.splits import group_id
 
+ARRAYS = ("positions", "velocities", "times", "radius", "box", "indptr", "indices", "edges")
 BLOCK_BYTES = 8 << 20  # of a trajectory read at a time
 RADIUS_TOLERANCE = 1e-5  # relative: a pair this close to the radius may fall on either side in single precision
 
@@ -40,6 +41,7 @@ class ParticleShard(NpzFile):
                 raise self.wrong(name, self.dtypes[name], "floating-point numbers")
         self.is_float64 = self.has_float64(("positions", "velocities"))
         self.particles, self.dimension = shape[1:]
+        self.unread = [name for name, axes in self.shapes.items() if axes and name not in ARRAYS]
         self.times = self.numbers("times")
         if self.times.shape != shape[:1] or np.any(np.diff(self.times) <= 0):
             raise self.wrong("times", f"shape {self.times.shape}", f"ascending times ({shape[0]},) as positions has")

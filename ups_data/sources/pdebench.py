@@ -35,6 +35,7 @@ from ups_data.sources.raw import (
     first_points,
     is_float64,
     open_dataset,
+    other_keys,
     read_rows,
     same_points,
 )
@@ -43,6 +44,7 @@ from ups_data.sources.stored import Stored, planes_of, sample_of
 VELOCITIES = ("Vx", "Vy", "Vz")
 FIELD_NAMES = {"Vx": "velocity_x", "Vy": "velocity_y", "Vz": "velocity_z"}
 FLOW_NAMES = {"NU": "viscosity"}
+COORDINATES = "[xyzt]-coordinate"
 TOGETHER = 512  # samples with a group each that are looked at together
 
 
@@ -67,6 +69,7 @@ def _one_array(path: Path, file: h5py.File) -> RawFile:
         read=lambda row, start, stop: read(row, start, stop)[..., None],
         is_float64=is_float64(data),
         stored=planes_of([data], samples),
+        unread=lambda: other_keys(file, f"tensor|{COORDINATES}"),
     )
 
 
@@ -98,6 +101,7 @@ def _several_fields(path: Path, file: h5py.File) -> RawFile:
         read=lambda row, start, stop: np.stack([read(row, start, stop) for read in reads], axis=-1),
         is_float64=is_float64(*fields),
         stored=planes_of(fields, samples),
+        unread=lambda: other_keys(file, "|".join((*names, COORDINATES))),
     )
 
 
@@ -140,6 +144,7 @@ def _incompressible(path: Path, file: h5py.File) -> RawFile:
         is_float64=is_float64(velocity, scalar, force),
         static_channels=("force_x", "force_y"),
         read_static=lambda row: force[row],
+        unread=lambda: other_keys(file, "velocity|particles|force|t"),
     )
 
 
@@ -170,6 +175,7 @@ def _darcy(path: Path, file: h5py.File) -> RawFile:
         read=lambda row, start, stop: np.stack([coefficient[row], solution[row, 0]], axis=-1)[None][start:stop],
         is_float64=is_float64(coefficient, solution),
         roles={"input": ["permeability"], "target": ["solution"]},
+        unread=lambda: other_keys(file, f"nu|tensor|{COORDINATES}"),
         residual=(lambda row: darcy_residual(coefficient[row], solution[row, 0], source, spacing))
         if source and min(space) > 2
         else None,
@@ -304,6 +310,7 @@ def _groups(path: Path, file: h5py.File) -> RawFile:
         read=read,
         is_float64=is_float64(first["data"]),
         stored=stored,
+        unread=lambda: other_keys(file, "[0-9]+") + other_keys(first, "data|grid"),
     )
 
 

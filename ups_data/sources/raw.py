@@ -6,7 +6,8 @@ damaged or strange one is a sentence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +49,7 @@ class RawFile:
     roles: Mapping[str, list[str]] = field(default_factory=dict)  # of a static problem: input and target channels
     residual: Callable[[int], float] | None = field(default=None, repr=False, compare=False)  # of its equation
     axis_names: tuple[str, ...] = ()  # where the file's axes are not called x, y, z
+    unread: Callable[[], list[str]] = field(default=list, repr=False, compare=False)  # keys that are left behind
 
     def describe(self) -> dict[str, object]:
         """What siblings must share: anything that differs is refused."""
@@ -96,6 +98,18 @@ def check_axes(raw: RawFile) -> None:
             f"{raw.path}: time: got {raw.time[at + 1]:g} after {raw.time[at]:g} in frame {at + 1}, expected times that "
             "ascend; fetch it again"
         )
+
+
+def other_keys(group: h5py.Group, taken: str) -> list[str]:
+    """The keys of a group that do not match the pattern of those that are read or belong to the layout."""
+    names = (key if isinstance(key, str) else key.decode(errors="replace") for key in group)  # h5py: bytes if damaged
+    return [f"{group.name}/{name}".lstrip("/") for name in names if not re.fullmatch(taken, name)]
+
+
+def left_out(keys: Sequence[str]) -> str:
+    """The remark about keys that no reader takes: at most eight are named."""
+    more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+    return f"not read, since the layout has no place for them: {', '.join(keys[:8])}{more}"
 
 
 def uneven_step(time: np.ndarray) -> str | None:

@@ -7,6 +7,7 @@ does not vary along; it is repeated along them here. Components become channels,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -16,7 +17,9 @@ import h5py
 import numpy as np
 
 from ups_data.errors import UpsDataError
-from ups_data.sources.raw import AXES, Layout, RawFile, check_shape, is_float64
+from ups_data.sources.raw import AXES, Layout, RawFile, check_shape, is_float64, other_keys
+
+FIELDS = ("t0_fields", "t1_fields", "t2_fields")
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,23 @@ def _well(path: Path, file: h5py.File) -> RawFile:
         static_channels=_channels(static),
         read_static=(lambda row: np.concatenate([f.read(row, 0, 1)[0] for f in static], -1)) if static else None,
         axis_names=tuple(names) if names != list(AXES[: len(names)]) else (),
+        unread=lambda: _unread(path, file),
     )
+
+
+def _unread(path: Path, file: h5py.File) -> list[str]:
+    """The keys of no group of the layout, and the arrays that a group of fields does not list."""
+    groups = [file[key] for key in (*FIELDS, "scalars") if key in file]
+    listed = [(group, "|".join(map(re.escape, _texts(path, group, "field_names")))) for group in groups]
+    own = other_keys(file, "|".join((*FIELDS, "dimensions", "boundary_conditions", "scalars")))
+    return own + [key for group, names in listed for key in other_keys(group, names)]
 
 
 def _fields(path: Path, file: h5py.File, axes: list[str], shape: tuple[int, ...]) -> list[Field]:
     """All fields in the order of the file, the scalars that vary in time and the masks of inner boundaries."""
     found = []
-    for order in (0, 1, 2):
-        group = file.get(f"t{order}_fields")
+    for order, key in enumerate(FIELDS):
+        group = file.get(key)
         suffixes = ["".join(f"_{axis}" for axis in combined) for combined in product(axes, repeat=order)]
         for name in _texts(path, group, "field_names") if group is not None else []:
             channels = [f"{name}{suffix}" for suffix in suffixes]
