@@ -125,6 +125,25 @@ def test_what_is_left_behind_is_said_once(raw, tmp_path, capsys):
     assert said == ["burgers1d: not read, since the layout has no place for them: forcing, vorticity"]
 
 
+def test_an_attribute_that_differs_between_files_and_is_no_parameter_is_said(raw, tmp_path, capsys):
+    for kappa, path in enumerate(sorted(raw.glob("*.hdf5"))):
+        with h5py.File(path, "r+") as file:
+            file.attrs.update({"kappa": kappa / 2, "cfl": 0.4, "seed": kappa, "nu": 0.0})
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    said = [line for line in capsys.readouterr().out.splitlines() if "differs" in line]
+    assert said == ["burgers1d: differs between files, but is no known parameter and not kept: kappa"]
+
+
+def test_files_that_nothing_known_tells_apart_are_refused(tmp_path):
+    for decay in (0.1, 0.2):
+        write_one_array(tmp_path / "raw" / f"burgers-nu{decay}.hdf5", line_values(10, decay=decay))
+    words = r"burgers-nu0.2.hdf5: sample 0 starts as one of burgers-nu0.1.hdf5 under the same parameters \(none\)"
+    with pytest.raises(UpsDataError, match=words):
+        convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+    write_one_array(tmp_path / "raw/burgers-nu0.2.hdf5", line_values(10, decay=0.2) + 1)
+    convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+
+
 def test_the_official_split_is_a_choice(raw, tmp_path):
     splits = SPLITS.model_copy(update={"protocol": "pdebench"})
     convert_grid("burgers1d", convert_knobs(raw), splits, tmp_path / "out")

@@ -48,6 +48,13 @@ def test_odd_spellings_in_names_are_read(tmp_path, name, expected):
         np.testing.assert_array_equal(raw.time, [0, 0.5, 1])
 
 
+def test_an_attribute_of_several_numbers_is_no_parameter_and_refused(tmp_path):
+    write_one_array(tmp_path / "a.hdf5", random(4, 3, 8), {"Nu": [1.0, 2.0]})
+    with pytest.raises(UpsDataError, match=r"a.hdf5: the attribute Nu holds 2 numbers, expected one for all samples"):
+        with open_raw(tmp_path / "a.hdf5"):
+            pass
+
+
 def test_three_dimensions_have_three_velocities(tmp_path):
     names = ("density", "pressure", "Vx", "Vy", "Vz")
     fields = {name: random(10, 2, 3, 4, 5) for name in names}

@@ -22,7 +22,7 @@ from ups_data.conversion.files import check_precision, find_twin
 from ups_data.errors import UpsDataError
 from ups_data.execution import run_all
 from ups_data.params import SPLITS, Splits
-from ups_data.sources.grids import open_raw
+from ups_data.sources.grids import loose_numbers, open_raw
 from ups_data.sources.raw import RawFile, check_axes, left_out, same_points, uneven_step
 from ups_data.sources.stored import Boxes, Stored, read_boxes, read_plain
 from ups_data.splits import assign_splits, group_id, positional_splits
@@ -129,7 +129,8 @@ def plan_grid(
     kept: dict[Path, list] = {}  # what its samples are
     counts: list[int] = []
     parameters: list[dict[str, str]] = []  # of every file that is kept
-    rounded, twins, unread = [], [], {}
+    rounded, twins, unread, loose = [], [], {}, []
+    starts: dict[tuple, Path] = {}  # every start under its parameters, and a file that has it
     first: RawFile | None = None
     with console.progress("plan", len(paths), "file") as bar:
         for path in paths:
@@ -156,14 +157,15 @@ def plan_grid(
                     twins.append((path, twin))
                     console.say(f"{path.name} is a copy of {twin.name}: used once")
                 else:
+                    _check_apart(raw, found, starts)
+                    loose.append(loose_numbers(raw))
                     kept[path] = facts
                     counts.append(len(found))
                     parameters.append(raw.parameters)
                     samples += found
                     rounded += [path] if raw.is_float64 else []
             bar.advance()
-    if unread:
-        console.say(f"{task}: {left_out(list(unread))}")
+    _say_what_is_lost(task, list(unread), loose)
     if equations == "several":
         first, samples = _together(first, parameters, samples)
     placed = _place(samples, _split_names(samples, counts, splits, only, test_first=paths[0].suffix == ".hdf5"))
@@ -171,6 +173,14 @@ def plan_grid(
     if shard_gb is None:
         return plan
     return replace(plan, shard=max(1, int(shard_gb * 1e9) // (4 * int(np.prod(plan.sample_shape)))))
+
+
+def _say_what_is_lost(task: str, unread: Sequence[str], loose: Sequence[dict[str, float]]) -> None:
+    """Name the keys that no reader takes, and attributes of files that differ as parameters do and are none."""
+    if unread:
+        console.say(f"{task}: {left_out(unread)}")
+    if varying := [name for name in sorted(set().union(*loose)) if len({own.get(name) for own in loose}) > 1]:
+        console.say(f"{task}: differs between files, but is no known parameter and not kept: {', '.join(varying)}")
 
 
 def look(path: Path, file: int, start: int, stop: int) -> list[Sample]:
@@ -241,6 +251,22 @@ def _check_parameters(raw: RawFile, found: Sequence[Sample]) -> None:
                 raise UpsDataError(
                     f"{raw.path}: {name} is {value} in sample {sample.row}, expected a number; fetch it again"
                 )
+
+
+def _check_apart(raw: RawFile, found: Sequence[Sample], starts: dict[tuple, Path]) -> None:
+    """Refuse a start that another file has under the same parameters, and note those of this one.
+
+    Static fields may tell two of them apart.
+    """
+    own = {(s.group, tuple(raw.parameters), s.parameters): s.row for s in found if not raw.static_channels}
+    if both := [key for key in own if key in starts]:
+        values = ", ".join(f"{name} {value:g}" for name, value in zip(*both[0][1:], strict=True)) or "none"
+        raise UpsDataError(
+            f"{raw.path}: sample {own[both[0]]} starts as one of {starts[both[0]].name} under the same parameters "
+            f"({values}), so the files differ in something that is no known parameter; give it as PDEBench does, in "
+            "the name (.._Nu0.1.hdf5) or an attribute (Nu), or leave one of them out"
+        )
+    starts |= dict.fromkeys(own, raw.path)
 
 
 def _check_sibling(first: RawFile, raw: RawFile, equations: str) -> None:

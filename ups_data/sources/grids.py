@@ -10,10 +10,11 @@ import os
 import re
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from ups_data.errors import UpsDataError
 from ups_data.sources import pdebench, the_well
@@ -22,6 +23,7 @@ from ups_data.sources.raw import Layout, RawFile
 TELLING_KEYS = 64  # more than any layout has, but for the one with a group a sample, whose keys are all alike
 # What a broken structure makes h5py raise, or whoever trusts what it says.
 DAMAGE = (ArithmeticError, LookupError, MemoryError, OSError, RuntimeError, TypeError, ValueError)
+COUNTS = ("latestIndex", "n_trajectories", "n_spatial_dims", "seed")  # attributes that are never parameters
 SOURCES = {"pdebench": pdebench.LAYOUTS, "the_well": the_well.LAYOUTS}
 
 
@@ -63,6 +65,19 @@ def _opened(path: Path, file: h5py.File, source: str | None) -> RawFile:
         if key not in file:
             raise UpsDataError(f"{path}: the key {key!r} is missing; got the keys {_keys(file)}; fetch it again")
     return layout.open(path, file)
+
+
+def loose_numbers(raw: RawFile) -> dict[str, float]:
+    """The numbers among the attributes of a raw file that are none of its parameters: name -> value."""
+    known = {name.casefold() for name in (*raw.parameters.values(), *COUNTS)}
+    found = {}
+    with h5py.File(raw.path, "r") as file:
+        for name in file.attrs:
+            with suppress(*DAMAGE):  # of an odd type: it is not read, so it does no harm
+                value = file.attrs[name]
+                if name.casefold() not in known and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu":
+                    found[name] = float(value)
+    return found
 
 
 def _damaged(path: Path, error: Exception) -> UpsDataError:

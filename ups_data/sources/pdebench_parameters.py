@@ -39,14 +39,14 @@ POINTLESS = re.compile(r"0[0-9]+")
 def named_parameters(path: Path, attributes: Mapping, names: Mapping[str, str]) -> dict[str, tuple[str, float]]:
     """Parameters of a whole file: name -> (raw name, value), from its attributes and, where they are silent, its name.
 
-    Raises UpsDataError where both speak and differ.
+    Raises UpsDataError where both speak and differ, and for an attribute of several numbers.
     """
     found: dict[str, tuple[str, float]] = {}
     for raw, text in NAMED_PARAMETER.findall(path.name):
         if raw in names:
             found[names[raw]] = (raw, float(f"0.{text[1:]}" if POINTLESS.fullmatch(text) else text))
     for raw in sorted(attributes):
-        number = _number(attributes[raw]) if raw in names else None
+        number = _number(path, raw, attributes[raw]) if raw in names else None
         if number is not None:
             name = names[raw]
             if name in found and not np.isclose(found[name][1], number, rtol=1e-5, atol=0):
@@ -58,9 +58,14 @@ def named_parameters(path: Path, attributes: Mapping, names: Mapping[str, str]) 
     return found
 
 
-def _number(value: object) -> float | None:
+def _number(path: Path, name: str, value: object) -> float | None:
     """What an attribute says where it is one number, be it written as text; else nothing."""
     array = np.asarray(value)
+    if array.size != 1 and array.dtype.kind in "fiu":
+        raise UpsDataError(
+            f"{path}: the attribute {name} holds {array.size} numbers, expected one for all samples; write a file for "
+            "each value"
+        )
     if array.size != 1 or array.dtype.kind not in "fiuSUO":
         return None
     item = array.reshape(()).item()
