@@ -364,11 +364,21 @@ def test_a_root_is_a_folder_and_no_glob(tmp_path, capsys):
     assert "20 samples of 1 files" in capsys.readouterr().out
 
 
+def test_a_link_to_data_elsewhere_is_below_the_root(raw, tmp_path):
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "Train").symlink_to(raw)
+    knobs = convert_knobs(tmp_path / "linked", folder="Train")
+    assert convert_grid("burgers1d", knobs, SPLITS, tmp_path / "out")["splits"]["train"]["samples"] == 48
+
+
 def test_a_glob_that_leaves_the_root_or_is_none_is_a_sentence(raw, tmp_path):
+    (raw / "below").mkdir()
     for change, words in (
         ({"pattern": "**a/*.hdf5"}, r"\*\*a/\*\.hdf5"),  # no glob, or one of no file: Pythons differ
         ({"root": str(tmp_path / "elsewhere"), "pattern": f"{raw}/*.hdf5"}, r"0\.001\.hdf5 is not below convert\.root"),
         ({"root": str(tmp_path / "elsewhere"), "folder": str(raw)}, r"0\.001\.hdf5 is not below convert\.root"),
+        ({"root": str(raw / "below"), "folder": "..", "pattern": "*.hdf5"}, r"0\.001\.hdf5 is not below convert\.root"),
+        ({"root": str(raw / "below"), "pattern": "../*.hdf5"}, r"0\.001\.hdf5 is not below convert\.root"),
         ({"root": str(tmp_path / "elsewhere"), "folder": "/no/such"}, "no file matches /no/such"),
     ):
         with pytest.raises(UpsDataError, match=words):

@@ -70,12 +70,18 @@ def raw_files(knobs: Convert) -> tuple[Path, list[Path]]:
         elif len(below := [path for path in root.glob(f"**/{escape(knobs.folder)}") if path.is_dir()]) == 1:
             folder = below[0]
     paths = find_files(folder, knobs.pattern, knobs.limit)
-    if strangers := [path for path in paths if not path.is_relative_to(root)]:
+    if strangers := [path for path in paths if not _is_below(path, root)]:
         raise UpsDataError(
             f"{strangers[0]} is not below convert.root, {root}, which the names in the manifest are relative to; "
             "correct --root, and give convert.folder and --pattern relative to it"
         )
     return root, paths
+
+
+def _is_below(path: Path, root: Path) -> bool:
+    """Whether a path is below a root by what is written, `..` taken away; data may be links to elsewhere."""
+    plain = [Path(os.path.normpath(place.absolute())) for place in (path, root)]
+    return path.is_relative_to(root) and plain[0].is_relative_to(plain[1])
 
 
 def check_precision(path: Path, float64: str) -> None:
