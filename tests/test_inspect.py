@@ -11,7 +11,16 @@ import pytest
 import torch
 
 from stages import inspect as stage
-from tests.raw import converted, line_values, write_burgers, write_darcy, write_fields, write_flow, write_groups
+from tests.raw import (
+    converted,
+    line_values,
+    write_burgers,
+    write_darcy,
+    write_fields,
+    write_flow,
+    write_groups,
+    write_one_array,
+)
 from tests.small_data import TASKS, WRITERS
 from ups_data import archive
 from ups_data.errors import UpsDataError
@@ -81,6 +90,20 @@ def test_ranges_are_those_of_numpy(burgers):
     assert (found.minimum, found.maximum) == (values.min(), values.max())
     assert found.mean == pytest.approx(values.mean())
     assert found.std == pytest.approx(values.std())
+
+
+def test_numbers_that_are_too_large_are_a_problem_and_no_traceback(tmp_path, capsys):
+    values = line_values(4).astype(np.float64)
+    values[2, 1, 3] = 1e300
+    path = write_one_array(tmp_path / NU, values)
+    assert stage.main([str(path)]) == 0
+    assert "! u: numbers from" in capsys.readouterr().out
+    assert "to 1e+300 do not fit into float32" in inspect(path).problems[0]
+
+
+def test_a_parameter_that_is_no_number_is_a_problem(tmp_path):
+    path = write_one_array(tmp_path / "a.hdf5", line_values(4), {"Nu": "nan"})
+    assert inspect(path).problems == ["viscosity is nan in sample 0: the conversion refuses it"]
 
 
 def test_numbers_that_are_not_finite_are_counted_and_placed(burgers):

@@ -61,6 +61,7 @@ def _raw(path: Path, full: bool) -> Look:
         look = Look(f"raw file of {source}, {megabytes(path.stat().st_size)}", facts)
         if unread := raw.unread():
             look.add([left_out(unread)])
+        look.add(_odd_parameters(raw, rows, values))
         look.add(_odd_axes({**raw.coordinates, "time": raw.time}))
         frame_bytes = int(np.prod(raw.space)) * len(raw.channels) * (8 if raw.is_float64 else 4)
         measure(look, raw.channels, raw.samples, raw.frames, frame_bytes, raw.read, full)
@@ -88,6 +89,14 @@ def _stored(file: h5py.File, source: str) -> str:
     largest = max(arrays, key=lambda data: data.nbytes)
     layout = f"chunks {largest.chunks}" if largest.chunks else "contiguous"
     return f"{largest.name} {largest.dtype} {largest.shape}, {layout}, {largest.compression or 'not compressed'}"
+
+
+def _odd_parameters(raw: RawFile, rows: Sequence[int], values: np.ndarray) -> Iterator[str]:
+    """Parameters [sample, P] of those rows that are no numbers."""
+    for name, column in zip(raw.parameters, values.T, strict=True):
+        if not np.isfinite(column).all():
+            at = int(np.argmin(np.isfinite(column)))
+            yield f"{name} is {column[at]} in sample {rows[at]}: the conversion refuses it"
 
 
 def _odd_axes(axes: dict[str, np.ndarray]) -> Iterator[str]:

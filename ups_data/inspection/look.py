@@ -68,7 +68,8 @@ class Range:
         """Take in an array of any shape; `place` says where it stands, for the first number that is not finite."""
         flat = values.reshape(-1)
         for start in range(0, len(flat), PIECE):
-            with np.errstate(invalid="ignore"):  # a damaged number is counted below, not warned of
+            # A damaged number is counted below, and one whose square is none is named: neither is warned of.
+            with np.errstate(invalid="ignore"):
                 piece = flat[start : start + PIECE].astype(np.float64)
             finite = np.isfinite(piece)
             if not finite.all():
@@ -79,8 +80,9 @@ class Range:
                 self.count += piece.size
                 self.minimum = min(self.minimum, float(piece.min()))
                 self.maximum = max(self.maximum, float(piece.max()))
-                self.total += float(piece.sum())
-                self.squares += float(piece @ piece)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    self.total += float(piece.sum())
+                    self.squares += float(piece @ piece)
 
     @property
     def mean(self) -> float:
@@ -89,8 +91,8 @@ class Range:
 
     @property
     def std(self) -> float:
-        """Population standard deviation, good to about eight digits of the mean."""
-        return max(self.squares / self.count - self.mean**2, 0.0) ** 0.5 if self.count else np.nan
+        """Population standard deviation, good to about eight digits of the mean; NaN where squares are too large."""
+        return max(self.squares / self.count - self.mean * self.mean, 0.0) ** 0.5 if self.count else np.nan
 
 
 def evenly(count: int, wanted: int) -> list[int]:
@@ -142,6 +144,8 @@ def _odd_ranges(ranges: dict[str, Range]) -> Iterator[str]:
             yield f"{name}: {found.odd} numbers are NaN or infinite, the first in {found.first_odd}"
         elif found.count and found.minimum == found.maximum:
             yield f"{name}: every number that was read is {found.minimum:g}"
+        if max(-found.minimum, found.maximum) > float(np.finfo(np.float32).max):
+            yield f"{name}: numbers from {found.minimum:g} to {found.maximum:g} do not fit into float32"
 
 
 def repeated(groups: Sequence[str], rows: Sequence[int]) -> Iterator[str]:
