@@ -14,10 +14,19 @@ import numpy as np
 import pytest
 
 from stages import convert as stage
-from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_fields, write_groups, write_one_array
+from tests.raw import (
+    SPLITS,
+    convert_knobs,
+    line_values,
+    write_burgers,
+    write_fields,
+    write_flow,
+    write_groups,
+    write_one_array,
+)
 from tests.test_convert_kills import digests
 from ups_data import files
-from ups_data.conversion import blocks
+from ups_data.conversion import blocks, grid
 from ups_data.conversion.grid import convert_grid
 from ups_data.errors import UpsDataError
 from ups_data.stores.grid import GridReader
@@ -291,6 +300,19 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(raw, tmp_path
     with pytest.raises(UpsDataError, match=r"needs .* GB but .* GB free"):
         convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
     assert digests(tmp_path / "out") == {}
+
+
+def test_room_is_wanted_for_static_fields_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "SLACK", 0)
+    velocity = np.arange(10.0 * 2 * 32 * 32 * 2).reshape(10, 2, 32, 32, 2)
+    write_flow(tmp_path / "raw/ns.h5", velocity, [0, 1], "")
+    data, static = 10 * 2 * 32 * 32 * 3 * 4, 10 * 32 * 32 * 2 * 4
+    knobs = convert_knobs(tmp_path / "raw", "*.h5")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=data + static - 1))
+    with pytest.raises(UpsDataError, match=r"needs .* GB but .* GB free"):
+        convert_grid("flow", knobs, SPLITS, tmp_path / "out")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=data + static + (1 << 16)))
+    assert convert_grid("flow", knobs, SPLITS, tmp_path / "out")["splits"]["train"]["samples"] == 8
 
 
 def test_a_disk_that_fills_up_leaves_nothing_behind(raw, tmp_path, monkeypatch, capsys):

@@ -24,6 +24,9 @@ from ups_data.splits import leaked_share
 from ups_data.statistics import Moments, merge_all
 from ups_data.stores.grid import AXES, create_grid, describe_grid, reset_grid
 
+PER_SAMPLE = 64  # bytes of its group and place in a file, or of its group in a manifest
+SLACK = 16 << 20  # bytes of axes, statistics, the journal
+
 
 def convert_grid(
     task: str,
@@ -134,7 +137,7 @@ def _begin(plan: Plan, folder: Path, key: str, log: Path, size: int) -> dict[str
     if head.get("key") == key and all((folder / output.path).exists() for output in plan.files):
         return head["offsets"]
     empty(folder)
-    files.require_space(folder, size, f"converting {plan.task}")
+    files.require_space(folder, size + _beside(plan), f"converting {plan.task}")
     offsets = {}
     for output in plan.files:
         path = folder / output.path
@@ -142,6 +145,14 @@ def _begin(plan: Plan, folder: Path, key: str, log: Path, size: int) -> dict[str
         offsets[output.path] = create_grid(path, (output.count, *plan.sample_shape), _head(folder, output))
     journal.start(log, {"key": key, "offsets": offsets})
     return offsets
+
+
+def _beside(plan: Plan) -> int:
+    """Bytes on disk beside the data: static fields, what is kept of each sample, a manifest of all in every file."""
+    samples = len(plan.samples)
+    static = 4 * samples * int(np.prod(plan.first.space)) * len(plan.first.static_channels)
+    own = 8 * len(plan.first.parameters) + PER_SAMPLE * (1 + len(plan.files))
+    return static + samples * own + SLACK
 
 
 def _head(folder: Path, output: Output) -> Path:
