@@ -6,7 +6,18 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.raw import SPLITS, convert_knobs, converted, line_values, parameters, random, write_fields, write_one_array
+from tests.raw import (
+    SPLITS,
+    convert_knobs,
+    converted,
+    line_values,
+    parameters,
+    random,
+    write_burgers,
+    write_fields,
+    write_one_array,
+)
+from ups_data.conversion import plan
 from ups_data.conversion.grid import convert_grid
 from ups_data.errors import UpsDataError
 from ups_data.params import load_params
@@ -53,6 +64,57 @@ def test_an_attribute_of_several_numbers_is_no_parameter_and_refused(tmp_path):
     with pytest.raises(UpsDataError, match=r"a.hdf5: the attribute Nu holds 2 numbers, expected one for all samples"):
         with open_raw(tmp_path / "a.hdf5"):
             pass
+
+
+def test_what_is_left_behind_is_said_once(tmp_path, capsys):
+    raw = write_burgers(tmp_path / "raw")
+    for nu, key in ((0.001, "forcing"), (0.1, "forcing"), (1.0, "vorticity")):
+        with h5py.File(raw / f"1D_Burgers_Sols_Nu{nu}.hdf5", "r+") as file:
+            file[key] = np.zeros(3)
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    said = [line for line in capsys.readouterr().out.splitlines() if "not read" in line]
+    assert said == ["burgers1d: not read, since the layout has no place for them: forcing, vorticity"]
+
+
+def test_an_attribute_that_differs_between_files_and_is_no_parameter_is_said(tmp_path, capsys):
+    raw = write_burgers(tmp_path / "raw")
+    for kappa, path in enumerate(sorted(raw.glob("*.hdf5"))):
+        with h5py.File(path, "r+") as file:
+            file.attrs.update({"kappa": kappa / 2, "cfl": 0.4, "seed": kappa, "nu": 0.0})
+    convert_grid("burgers1d", convert_knobs(raw), SPLITS, tmp_path / "out")
+    said = [line for line in capsys.readouterr().out.splitlines() if "differs" in line]
+    assert said == ["burgers1d: differs between files, but is no known parameter and not kept: kappa"]
+
+
+@pytest.mark.parametrize("together", [plan.LOOK, 3])
+def test_files_that_nothing_known_tells_apart_are_refused(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(plan, "LOOK", together)
+    for decay in (0.1, 0.2):
+        write_one_array(tmp_path / "raw" / f"burgers-nu{decay}.hdf5", line_values(10, decay=decay))
+    words = r"burgers-nu0.2.hdf5: sample 0 starts as one of burgers-nu0.1.hdf5 under the same parameters \(none\)"
+    with pytest.raises(UpsDataError, match=words):
+        convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+    write_one_array(tmp_path / "raw/burgers-nu0.2.hdf5", line_values(10, decay=0.2) + 1)
+    convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
+
+
+def test_times_that_float32_has_rounded_are_even(tmp_path):
+    path = write_one_array(tmp_path / "raw" / "a_Nu1.0.hdf5", line_values(10))
+    with h5py.File(path, "r+") as file:
+        file["t-coordinate"][:] = 100 + 0.01 * np.arange(7)
+        assert np.ptp(np.diff(file["t-coordinate"][:])) > 2e-6
+        file["t-coordinate"][6] = 200  # beyond the frames
+    manifest = convert_grid("burgers1d", convert_knobs(path.parent), SPLITS, tmp_path / "out")
+    assert manifest["time_step"] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_files_at_other_times_are_refused_however_short_they_are(tmp_path):
+    for nu, step in ((0.1, 1e-7), (0.2, 2e-7)):
+        path = write_one_array(tmp_path / "raw" / f"a_Nu{nu}.hdf5", line_values(10))
+        with h5py.File(path, "r+") as file:
+            file["t-coordinate"][:] = step * np.arange(7)
+    with pytest.raises(UpsDataError, match=r"a_Nu0.2.hdf5: its times differ from those of a_Nu0.1.hdf5"):
+        convert_grid("burgers1d", convert_knobs(tmp_path / "raw"), SPLITS, tmp_path / "out")
 
 
 def test_three_dimensions_have_three_velocities(tmp_path):

@@ -130,7 +130,7 @@ def plan_grid(
     counts: list[int] = []
     parameters: list[dict[str, str]] = []  # of every file that is kept
     rounded, twins, unread, loose = [], [], {}, []
-    starts: dict[tuple, Path] = {}  # every start under its parameters, and a file that has it
+    seen: dict[tuple, Path] = {}  # every start under its parameters, and a file that has it
     first: RawFile | None = None
     with console.progress("plan", len(paths), "file") as bar:
         for path in paths:
@@ -143,21 +143,14 @@ def plan_grid(
                 _check_sibling(first, raw, equations)
                 if raw.is_float64:
                     check_precision(path, float64)
-                rows = min(raw.samples, limit or raw.samples)
-                if rows <= 2 * LOOK:
-                    found = list(_look(raw, len(kept), range(rows)))
-                else:
-                    starts = range(0, rows, LOOK)
-                    tasks = {s: (path.absolute(), len(kept), s, min(s + LOOK, rows)) for s in starts}
-                    looked = dict(run_all(look, tasks, workers, scheduler))
-                    found = [sample for start in starts for sample in looked[start]]
+                found = _look_at_all(raw, len(kept), min(raw.samples, limit or raw.samples), workers, scheduler)
                 _check_parameters(raw, found)
                 facts = [tuple(raw.parameters), *((s.row, s.group, s.parameters) for s in found)]
                 if twin := find_twin(path, facts, kept):
                     twins.append((path, twin))
                     console.say(f"{path.name} is a copy of {twin.name}: used once")
                 else:
-                    _check_apart(raw, found, starts)
+                    _check_apart(raw, found, seen)
                     loose.append(loose_numbers(raw))
                     kept[path] = facts
                     counts.append(len(found))
@@ -181,6 +174,16 @@ def _say_what_is_lost(task: str, unread: Sequence[str], loose: Sequence[dict[str
         console.say(f"{task}: {left_out(unread)}")
     if varying := [name for name in sorted(set().union(*loose)) if len({own.get(name) for own in loose}) > 1]:
         console.say(f"{task}: differs between files, but is no known parameter and not kept: {', '.join(varying)}")
+
+
+def _look_at_all(raw: RawFile, file: int, rows: int, workers: int | None, scheduler: str | None) -> list[Sample]:
+    """What the first rows of a file are; looked at by several processes where they are many."""
+    if rows <= 2 * LOOK:
+        return list(_look(raw, file, range(rows)))
+    starts = range(0, rows, LOOK)
+    tasks = {start: (raw.path.absolute(), file, start, min(start + LOOK, rows)) for start in starts}
+    looked = dict(run_all(look, tasks, workers, scheduler))
+    return [sample for start in starts for sample in looked[start]]
 
 
 def look(path: Path, file: int, start: int, stop: int) -> list[Sample]:
@@ -253,20 +256,20 @@ def _check_parameters(raw: RawFile, found: Sequence[Sample]) -> None:
                 )
 
 
-def _check_apart(raw: RawFile, found: Sequence[Sample], starts: dict[tuple, Path]) -> None:
+def _check_apart(raw: RawFile, found: Sequence[Sample], seen: dict[tuple, Path]) -> None:
     """Refuse a start that another file has under the same parameters, and note those of this one.
 
     Static fields may tell two of them apart.
     """
     own = {(s.group, tuple(raw.parameters), s.parameters): s.row for s in found if not raw.static_channels}
-    if both := [key for key in own if key in starts]:
+    if both := [key for key in own if key in seen]:
         values = ", ".join(f"{name} {value:g}" for name, value in zip(*both[0][1:], strict=True)) or "none"
         raise UpsDataError(
-            f"{raw.path}: sample {own[both[0]]} starts as one of {starts[both[0]].name} under the same parameters "
+            f"{raw.path}: sample {own[both[0]]} starts as one of {seen[both[0]].name} under the same parameters "
             f"({values}), so the files differ in something that is no known parameter; give it as PDEBench does, in "
             "the name (.._Nu0.1.hdf5) or an attribute (Nu), or leave one of them out"
         )
-    starts |= dict.fromkeys(own, raw.path)
+    seen |= dict.fromkeys(own, raw.path)
 
 
 def _check_sibling(first: RawFile, raw: RawFile, equations: str) -> None:

@@ -121,7 +121,7 @@ def _incompressible(path: Path, file: h5py.File) -> RawFile:
     check_shape(path, times, (samples, frames))
     written = min(frames, int(file.attrs.get("latestIndex", frames - 1)) + 1)
     time = times[:, :written].astype(np.float64)
-    if written < 1 or not all(same_points(points, time[0]) for points in time):
+    if written < 1 or not same_points(time, time[0]):
         raise UpsDataError(f"{path}: t: got no frame, or times that differ between trajectories; fetch it again")
     config = read_config(path, file.attrs)
     walls = {str(config.get(key, "")).lower() for key in ("boundary", "velocity_extrapolation")}
