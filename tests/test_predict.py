@@ -133,6 +133,28 @@ def test_a_parameter_that_has_no_logarithm_is_a_sentence(root, tmp_path, capsys,
     assert not (tmp_path / "r.h5").exists()
 
 
+def test_particles_in_another_box_are_a_sentence(root, tmp_path, capsys):
+    with np.load(root / "raw/particles/3.npz") as shard:
+        arrays = dict(shard)
+    arrays = {name: values for name, values in arrays.items() if name not in ("indptr", "indices", "edges")}
+    larger = {name: 2 * arrays[name] for name in ("positions", "velocities", "radius", "box")}
+    for changes, got in ((larger, "[2.0, 2.0]"), ({"box": 0 * arrays["box"]}, "[0.0, 0.0]")):
+        write_npz(tmp_path / "p.npz", arrays | changes)
+        assert roll_out(root, "particles", tmp_path / "p.npz", tmp_path / "r.h5", "--given", "2") == 1
+        assert f"p.npz: box: got {got}, expected [1.0, 1.0], the periods of the training" in capsys.readouterr().err
+
+
+def test_another_time_step_of_particles_is_told(root, tmp_path, capsys):
+    with np.load(root / "raw/particles/3.npz") as shard:
+        arrays = dict(shard)
+    for factor, told in ((1, False), (10, True)):
+        write_npz(tmp_path / "p.npz", arrays | {"times": factor * arrays["times"]})
+        where = ["--task", TASKS["particles"], "--models", str(root / "models"), "--params", str(PARAMS)]
+        assert stage.main([str(tmp_path / "p.npz"), "--out", str(tmp_path / "r.h5"), *where, "--given", "2"]) == 0
+        said = "p.npz: its time step is 1.667, the operator was trained at 0.1667"
+        assert (said in capsys.readouterr().out) == told
+
+
 def test_a_force_with_numbers_that_are_not_finite_is_a_sentence():
     force = np.zeros((2, 8, 1))
     force[1, 3] = np.nan

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ups_data import console
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import BATCH_VALUES, batches, to_numpy
 from ups_data.evaluation.metrics import relative, rmse, root_mean_square
@@ -102,11 +101,8 @@ def _check(raw: RawFile, seen: Seen, request: Request) -> None:
             raise UpsDataError(f"{raw.path}: {what}: got {got} at the view of the models, expected {expected}")
     if request.operator.config.get("static_fields") and not raw.static_channels:
         raise UpsDataError(f"{raw.path}: has no fields that stay as they are (a force), but the operator wants them")
-    if request.operator.static:
-        return
-    step, trained = seen.step, request.operator.config["time_step"]
-    if request.stride == 1 and not np.isclose(step, trained, rtol=1e-3):
-        console.say(f"{raw.path.name}: its time step is {step:.4g}, the operator was trained at {trained:.4g}")
+    if not request.operator.static:
+        request.tell_time_step(raw.path, seen.step)
 
 
 def _blocks(

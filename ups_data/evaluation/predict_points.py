@@ -83,11 +83,13 @@ def particle_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         velocities = request.autoencoder.roles["state"]
         if len(velocities) != shard.dimension:
             raise UpsDataError(f"{path}: got {shard.dimension} dimensions, expected {len(velocities)}")
+        _check_box(shard, request)
         found = _parameters(path, shard, request)
         stride = request.autoencoder.config["view"]["time_stride"]
         times = shard.times[::stride]
         steps = request.check_given(path, len(times))
         step = float(times[1] - times[0])
+        request.tell_time_step(path, step)
         yield Rollout(
             samples=1,
             times=times[0] + step * np.arange(request.given, request.given + steps),
@@ -97,6 +99,17 @@ def particle_rollout(path: Path, request: Request) -> Iterator[Rollout]:
             parameters={name: np.array([value]) for name, (_, value) in found.items()},
             blocks=_trajectory(shard, request, stride, step, steps, [value for _, value in found.values()]),
             arrays={"box": shard.box},
+        )
+
+
+def _check_box(shard: ParticleShard, request: Request) -> None:
+    """Refuse other periods than those of the models, into whose box every position is folded."""
+    low, high = np.array(request.autoencoder.config["box"]).T
+    trained = np.where(request.autoencoder.config["periodic"], high - low, 0.0)
+    if not np.allclose(shard.box, trained, rtol=1e-3):
+        raise UpsDataError(
+            f"{shard.path}: box: got {shard.box.tolist()}, expected {trained.tolist()}, the periods of the training "
+            f"(0: none); give positions and velocities in its unit of length, or train {request.task} on such data"
         )
 
 

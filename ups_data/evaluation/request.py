@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ups_data import console
 from ups_data.errors import UpsDataError
 from ups_data.models.autoencoder import Autoencoder
 from ups_data.models.operator import LatentOperator, alternatives
@@ -40,6 +41,12 @@ class Request:
         if steps < 1:
             raise UpsDataError(f"{path}: all {frames} frames are given; say with --steps how many to predict")
         return steps
+
+    def tell_time_step(self, path: Path, step: float) -> None:
+        """Say so where the frames of the rollout are further apart, or less far, than those of the training."""
+        trained = self.operator.config["time_step"]
+        if self.stride == 1 and not np.isclose(step, trained, rtol=1e-3):
+            console.say(f"{path.name}: its time step is {step:.4g}, the operator was trained at {trained:.4g}")
 
     def check_parameters(self, path: Path, names: list[str]) -> None:
         """Raise UpsDataError unless the file has the physical parameters of an equation the operator was trained with.
