@@ -217,6 +217,20 @@ def test_a_mesh_is_solved_from_its_inputs_alone(root, tmp_path):
         assert not np.allclose(a["error"], b["error"], rtol=1e-3)
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_mesh_outside_of_the_box_of_the_training_is_a_sentence(root, tmp_path, capsys, axis):
+    with NpzFile(root / "raw/mesh/disk.npz") as shard:
+        arrays = {name: shard.read(name) for name in shard.shapes}
+    low, high = models(root, "mesh")[0].config["box"][axis]
+    moved = (np.arange(2) == axis) * (high - low)
+    for factor, status in ((0.005, 0), (0.5, 1), (-0.5, 1)):
+        write_npz(tmp_path / "m.npz", arrays | {"coords": arrays["coords"] + factor * moved})
+        assert roll_out(root, "mesh", tmp_path / "m.npz", tmp_path / "r.h5") == status
+        said = capsys.readouterr().err
+        assert (f"m.npz: coords: got {'xy'[axis]} from " in said) == (status == 1)
+        assert (f"expected {low:g} to {high:g}, where the data of the training lie" in said) == (status == 1)
+
+
 @torch.inference_mode()
 def test_a_static_problem_on_a_grid_is_solved_from_its_coefficient(tmp_path):
     generator = np.random.default_rng(0)

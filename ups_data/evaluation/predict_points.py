@@ -17,6 +17,9 @@ from ups_data.evaluation.request import Block, Request, Rollout
 from ups_data.geometry import boundary_distance
 from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_npz import ParticleShard
+from ups_data.sources.raw import AXES
+
+OUTSIDE = 0.01  # of the box's extent along an axis: by so much a point may lie beyond it, being taken to the edge
 
 
 @contextmanager
@@ -26,6 +29,7 @@ def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         if len(shard.times) > 1:
             raise UpsDataError(f"{path}: got {len(shard.times)} frames, expected a static problem (no key times)")
         request.check_channels(path, shard.channels)
+        _check_inside(path, "coords", shard.topology.coords, request)
         found = _parameters(path, shard, request)
         samples = min(shard.samples, request.samples or shard.samples)
         channels, coords = request.autoencoder.roles["target"], shard.topology.coords
@@ -39,6 +43,21 @@ def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
             blocks=_solutions(shard, request, channels, samples, [value for _, value in found.values()]),
             arrays={"coords": coords, "cells": shard.topology.cells},
         )
+
+
+def _check_inside(path: Path, name: str, points: np.ndarray, request: Request) -> None:
+    """Refuse points [.., d] outside of the models' box, whose edge they would be moved to; a period has no outside."""
+    box, periodic = np.array(request.autoencoder.config["box"]), request.autoencoder.config["periodic"]
+    if points.shape[-1] != len(box):
+        raise UpsDataError(f"{path}: {name}: got {points.shape[-1]} dimensions, expected {len(box)} of {request.task}")
+    points = points.reshape(-1, len(box))
+    for axis, (low, high), wraps, own in zip(AXES, box, periodic, points.T, strict=False):
+        slack = OUTSIDE * (high - low)
+        if not wraps and (own.min() < low - slack or own.max() > high + slack):
+            raise UpsDataError(
+                f"{path}: {name}: got {axis} from {own.min():g} to {own.max():g}, expected {low:g} to {high:g}, where "
+                f"the data of the training lie; move and scale the file, or train {request.task} on such data"
+            )
 
 
 def _parameters(path: Path, shard: MeshShard | ParticleShard, request: Request) -> dict[str, tuple[str, float]]:
@@ -119,6 +138,7 @@ def _trajectory(
     x, v = (np.concatenate(list(shard.blocks(name)))[None, ::stride] for name in ("positions", "velocities"))
     given, history, device = request.given, request.operator.history, request.device
     seen = slice(given - history, given)
+    _check_inside(shard.path, "positions", x[0, seen], request)
     frame = {
         "fields": torch.from_numpy(np.ascontiguousarray(v[0, seen])),
         "coords": torch.from_numpy(np.ascontiguousarray(x[0, seen])),
