@@ -16,6 +16,7 @@ from stages import predict as stage
 from ups_data.conversion.grid import convert_grid
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.predict_grid import Seen
+from ups_data.evaluation.request import check_even
 from ups_data.files import checksum
 from ups_data.models.autoencoder import load_autoencoder, save_autoencoder
 from ups_data.models.checkpoint import save_model, weights_id
@@ -187,6 +188,27 @@ def test_a_single_frame_goes_on_by_the_time_step_of_the_training(root, tmp_path,
     with h5py.File(tmp_path / "short.h5") as short, h5py.File(tmp_path / "whole.h5") as whole:
         assert np.allclose(short["time"], whole["time"])
         assert np.allclose(short["data"], whole["data"], atol=1e-5)
+
+
+def test_frames_at_uneven_times_are_a_sentence(root, tmp_path, capsys):
+    file = tmp_path / grid_file(root).name
+    file.write_bytes(grid_file(root).read_bytes())
+    with h5py.File(file, "r+") as raw:
+        raw["t-coordinate"][4:] += 0.5
+    with np.load(root / "raw/particles/3.npz") as shard:
+        write_npz(tmp_path / "p.npz", dict(shard) | {"times": np.array([0, 1, 2, 3, 4, 5, 7]) / 6})
+    for kind, path, wanted in (
+        ("grid", file, "time: got 0.54 after 0.02, expected 0.04: a rollout goes on by equal time steps"),
+        ("particles", tmp_path / "p.npz", "time: got 1.16667 after 0.666667, expected 1"),
+    ):
+        assert roll_out(root, kind, path, tmp_path / "r.h5", "--given", "2") == 1
+        assert wanted in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [0.0, 1000.0])
+def test_equal_times_may_be_rounded(start):
+    check_even(Path("f.h5"), (start + 0.005 * np.arange(1001)).astype(np.float32).astype(float))
+    check_even(Path("f.h5"), np.round(start + np.arange(50) / 6, 3))
 
 
 @pytest.mark.parametrize("kind", list(TASKS))

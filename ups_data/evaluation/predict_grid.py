@@ -13,7 +13,7 @@ from torch import Tensor
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import BATCH_VALUES, batches, to_numpy
 from ups_data.evaluation.metrics import relative, rmse, root_mean_square
-from ups_data.evaluation.request import Block, Request, Rollout
+from ups_data.evaluation.request import Block, Request, Rollout, check_even
 from ups_data.models.grid_autoencoder import static_patches
 from ups_data.sources.grids import open_raw
 from ups_data.sources.raw import RawFile
@@ -102,6 +102,7 @@ def _check(raw: RawFile, seen: Seen, request: Request) -> None:
     if request.operator.config.get("static_fields") and not raw.static_channels:
         raise UpsDataError(f"{raw.path}: has no fields that stay as they are (a force), but the operator wants them")
     if not request.operator.static:
+        check_even(raw.path, seen.times)
         request.tell_time_step(raw.path, seen.step)
 
 

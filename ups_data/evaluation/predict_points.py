@@ -13,7 +13,7 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import carry
 from ups_data.evaluation.forecast import batches, to_numpy
 from ups_data.evaluation.metrics import displacement, minimum_image, relative, rmse, root_mean_square
-from ups_data.evaluation.request import Block, Request, Rollout
+from ups_data.evaluation.request import Block, Request, Rollout, check_even
 from ups_data.geometry import boundary_distance
 from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_npz import ParticleShard
@@ -106,6 +106,7 @@ def particle_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         found = _parameters(path, shard, request)
         stride = request.autoencoder.config["view"]["time_stride"]
         times = shard.times[::stride]
+        check_even(path, times)
         steps = request.check_given(path, len(times))
         step = float(times[1] - times[0])
         request.tell_time_step(path, step)
