@@ -205,6 +205,21 @@ def test_frames_at_uneven_times_are_a_sentence(root, tmp_path, capsys):
         assert wanted in capsys.readouterr().err
 
 
+def test_a_grid_of_another_size_is_a_sentence_unless_the_models_do_not_know_theirs(root, tmp_path, capsys):
+    file = tmp_path / grid_file(root).name
+    file.write_bytes(grid_file(root).read_bytes())
+    with h5py.File(file, "r+") as raw:
+        raw["x-coordinate"][:] *= 6.28
+    assert roll_out(root, "grid", file, tmp_path / "r.h5", "--given", "2") == 1
+    assert "x: got points 0.19625 apart at the view of the models, expected 0.03125" in capsys.readouterr().err
+    folder = tmp_path / "models" / TASKS["grid"]
+    autoencoder, operator = models(root, "grid")
+    autoencoder.config.pop("spacing")
+    save_autoencoder(folder / "autoencoder.safetensors", autoencoder, 15)
+    save_model(folder / "operator.safetensors", operator.state_dict(), operator.config)
+    assert roll_out(tmp_path, "grid", file, tmp_path / "r.h5", "--given", "2") == 0
+
+
 @pytest.mark.parametrize("start", [0.0, 1000.0])
 def test_equal_times_may_be_rounded(start):
     check_even(Path("f.h5"), (start + 0.005 * np.arange(1001)).astype(np.float32).astype(float))

@@ -14,7 +14,7 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import BATCH_VALUES, batches, to_numpy
 from ups_data.evaluation.metrics import relative, rmse, root_mean_square
 from ups_data.evaluation.request import Block, Request, Rollout, check_even
-from ups_data.models.grid_autoencoder import static_patches
+from ups_data.models.grid_autoencoder import spacing, static_patches
 from ups_data.sources.grids import open_raw
 from ups_data.sources.raw import RawFile
 from ups_data.training.operator import decode_frames
@@ -99,6 +99,13 @@ def _check(raw: RawFile, seen: Seen, request: Request) -> None:
     ):
         if got != expected:
             raise UpsDataError(f"{raw.path}: {what}: got {got} at the view of the models, expected {expected}")
+    apart, trained = spacing(raw.coordinates, config["view"]["space_stride"]), config.get("spacing", {})
+    for axis in sorted(apart.keys() & trained.keys()):
+        if not np.isclose(apart[axis], trained[axis], rtol=1e-3):
+            raise UpsDataError(
+                f"{raw.path}: {axis}: got points {apart[axis]:.6g} apart at the view of the models, expected "
+                f"{trained[axis]:.6g}: the domain has another size; train {request.task} on such data"
+            )
     if request.operator.config.get("static_fields") and not raw.static_channels:
         raise UpsDataError(f"{raw.path}: has no fields that stay as they are (a force), but the operator wants them")
     if not request.operator.static:

@@ -36,8 +36,9 @@ class Autoencoder(nn.Module):
 
     task, kind, view, data (key of the training data); roles {role: [channel]}; normaliser {channel: {mean, std}}, and
     {log: {mean, std, floor}} where the logarithm is encoded; latent_len, latent_dim, width, depth; token_grid and
-    resolution (points or splines an axis); periodic an axis; box [[low, high]] an axis (points alone); steps (how
-    long it was trained).
+    resolution (points or splines an axis); periodic an axis; box [[low, high]] an axis (points alone); spacing {axis:
+    distance of the view's points} (grids alone, not in checkpoints of before it was kept); steps (how long it was
+    trained).
     """
 
     def __init__(self, config: dict):

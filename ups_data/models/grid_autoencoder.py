@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -69,6 +70,11 @@ def from_patches(patches: Tensor, resolution: Sequence[int]) -> Tensor:
 def static_patches(fields: Tensor, tokens: Sequence[int]) -> Tensor:
     """Fields that do not change in time [B, X.., C] as the numbers of each token's patch: [B, L, Q]."""
     return to_patches(fields, tokens).flatten(2).transpose(1, 2).contiguous()
+
+
+def spacing(coordinates: Mapping[str, np.ndarray], every: int) -> dict[str, float]:
+    """Mean distance from every n-th point to the next along each axis, in the unit of the coordinates."""
+    return {axis: every * float(x[-1] - x[0]) / max(1, len(x) - 1) for axis, x in coordinates.items()}
 
 
 class Convolution(nn.Module):

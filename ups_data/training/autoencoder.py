@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ups_data.models.autoencoder import BOUNDARY, FORMAT, VERSION, Autoencoder, build_autoencoder
 from ups_data.models.autoencoder import Frame as Prepared
-from ups_data.models.grid_autoencoder import token_shape
+from ups_data.models.grid_autoencoder import spacing, token_shape
 from ups_data.params import Autoencoder as Knobs
 from ups_data.training.frames import Frames, frame_errors, spread
 from ups_data.training.loop import fit, step_generator
@@ -30,6 +30,7 @@ def autoencoder_config(task: str, frames: Frames, knobs: Knobs) -> dict:
     if kind == "grid":
         geometry = {
             "resolution": frames.resolution,
+            "spacing": spacing(frames.reader.coordinates, frames.view.space_stride),
             "token_grid": token_shape(knobs.latent_len, frames.resolution, frames.resolution),
         }
     else:
