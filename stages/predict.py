@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def roll_out(args: argparse.Namespace) -> str:
     """Write the rollout; returns the last line to print."""
-    knobs = dataset_params(load_params(args.params, args.set), args.task).evaluate
+    knobs = dataset_params(load_params(args.params, args.set), args.task)
     from ups_data.evaluation.predict import load_request, predict
     from ups_data.execution import pick_device
 
@@ -45,10 +45,11 @@ def roll_out(args: argparse.Namespace) -> str:
         args.task,
         Path(args.models),
         pick_device(args.device),
-        given=args.given or knobs.given[0],
-        stride=knobs.stride,
+        given=args.given or knobs.evaluate.given[0],
+        stride=knobs.evaluate.stride,
         steps=args.steps,
         samples=args.samples,
+        strides=knobs.train.strides,
     )
     made = predict(args.file, args.out, request)
     truth = "" if made["nrmse"] is None else f", nRMSE {made['nrmse']:.3g} where the file has the truth"

@@ -152,6 +152,17 @@ def test_a_stride_sees_the_same_truth_at_fewer_times(places, reports, tmp_path, 
         assert tables[2][name] == pytest.approx(tables[1][name][1::2], rel=1e-4)
 
 
+@pytest.mark.parametrize(("strides", "told"), [("[1]", True), ("[1,2]", False)])
+def test_a_stride_that_was_not_trained_is_told(places, reports, tmp_path, capsys, monkeypatch, strides, told):
+    monkeypatch.chdir(tmp_path)
+    changes = flags(places, "grid", "evaluate", given=1, stride=2)
+    changes[changes.index("--reports") + 1] = str(tmp_path)
+    changes.remove("-q")
+    assert evaluate.main([*changes, "--set", f"datasets.{TASKS['grid']}.train.strides={strides}"]) == 0
+    said = f"{TASKS['grid']}, evaluate.stride 2: its time step is 0.04, the operator was trained at 0.02"
+    assert (said in capsys.readouterr().out) == told
+
+
 def test_every_protocol_has_its_rows_on_the_leaderboard(places, reports, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = flags(places, "grid", "evaluate", given="[2,1]", points="[1,2]")

@@ -156,6 +156,15 @@ def test_another_time_step_of_particles_is_told(root, tmp_path, capsys):
         assert (said in capsys.readouterr().out) == told
 
 
+@pytest.mark.parametrize(("stride", "strides", "told"), [(2, "[1]", True), (2, "[1,2]", False), (1, "[2]", True)])
+def test_a_stride_that_was_not_trained_is_told(root, tmp_path, capsys, stride, strides, told):
+    where = ["--task", TASKS["grid"], "--models", str(root / "models"), "--params", str(PARAMS), "--given", "2"]
+    knobs = {"evaluate.stride": stride, "train.strides": strides}
+    sets = [part for name, value in knobs.items() for part in ("--set", f"datasets.{TASKS['grid']}.{name}={value}")]
+    assert stage.main([str(grid_file(root)), "--out", str(tmp_path / "r.h5"), *where, *sets]) == 0
+    assert ("its time step is 0.0" in capsys.readouterr().out) == told
+
+
 def test_a_force_with_numbers_that_are_not_finite_is_a_sentence():
     force = np.zeros((2, 8, 1))
     force[1, 3] = np.nan

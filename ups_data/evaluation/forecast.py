@@ -7,12 +7,13 @@ decoder: no latent operator can be expected to do better).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
 
+from ups_data import console
 from ups_data.errors import UpsDataError
 
 BATCH_VALUES = 1 << 24  # numbers of truth in a batch: 64 MB, and a handful of predictions of that size
@@ -76,3 +77,14 @@ def batches(samples: int, values: int) -> Iterator[list[int]]:
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """Off the device, float32."""
     return tensor.float().cpu().numpy()
+
+
+def tell_time_step(where: str, step: float, frame: float, strides: Sequence[int]) -> None:
+    """Say so where a rollout goes on by a time `step` that is none of the `strides` of the training, of a `frame` each.
+
+    The operator is not wrong by that: the time step is an input of its.
+    """
+    trained = [stride * frame for stride in sorted(set(strides))]
+    if not np.isclose(step, trained, rtol=1e-3).any():
+        steps = " and ".join(f"{time:.4g}" for time in trained)
+        console.say(f"{where}: its time step is {step:.4g}, the operator was trained at {steps}")

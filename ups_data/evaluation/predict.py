@@ -16,6 +16,7 @@ autoencoder and operator (SHA-256 of their weights), and as JSON channels, error
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -41,6 +42,7 @@ def load_request(
     stride: int = 1,
     steps: int | None = None,
     samples: int | None = None,
+    strides: Sequence[int] = (1,),
 ) -> Request:
     """Open the trained models of a task; raises UpsDataError when they are missing or do not belong together."""
     autoencoder = load_autoencoder(models / task / "autoencoder.safetensors", device)
@@ -50,7 +52,7 @@ def load_request(
             f"{models / task / 'operator.safetensors'} was trained on the latents of another autoencoder; "
             f"train it again with `python -m stages.train {task}`"
         )
-    return Request(task, autoencoder, operator, device, given, stride, steps, samples)
+    return Request(task, autoencoder, operator, device, given, stride, steps, samples, strides)
 
 
 def predict(source: Path, out: Path, request: Request) -> dict[str, float | int | None]:

@@ -13,7 +13,7 @@ import torch
 from ups_data import console, files
 from ups_data.errors import UpsDataError
 from ups_data.evaluation import leaderboard, metrics
-from ups_data.evaluation.forecast import Forecast, Forecasts
+from ups_data.evaluation.forecast import Forecast, Forecasts, tell_time_step
 from ups_data.evaluation.grids import grid_forecasts
 from ups_data.evaluation.points import mesh_forecasts, particle_forecasts
 from ups_data.evaluation.spectra import POWERS, Powers, Spectrum
@@ -173,6 +173,11 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
     kind, points, static = knobs.kind, knobs.evaluate.points, evaluation.operator.static
     others = [] if static else knobs.evaluate.given[1:]
     forecasts = FORECASTS[kind](evaluation)
+    if not static:
+        frame = evaluation.operator.config["time_step"]
+        tell_time_step(
+            f"{task}, evaluate.stride {evaluation.stride}", evaluation.stride * frame, frame, knobs.train.strides
+        )
     samples = len(forecasts.parameters)
     chosen = evenly(samples, knobs.evaluate.pictures)
     keep = {*chosen, *(evenly(samples, STATIC_PICTURES) if static else [])}

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ups_data import console
 from ups_data.errors import UpsDataError
+from ups_data.evaluation.forecast import tell_time_step
 from ups_data.models.autoencoder import Autoencoder
 from ups_data.models.operator import LatentOperator, alternatives
 
@@ -45,6 +45,7 @@ class Request:
     stride: int  # frames of the view from one frame of the rollout to the next
     steps: int | None  # frames to predict; None: as many as the file has after the given ones
     samples: int | None  # at most this many
+    strides: Sequence[int] = (1,)  # those the operator was trained at
 
     def check_given(self, path: Path, frames: int) -> int:
         """The steps to predict where the file has `frames`; raises UpsDataError when it has too few to start from."""
@@ -60,10 +61,8 @@ class Request:
         return steps
 
     def tell_time_step(self, path: Path, step: float) -> None:
-        """Say so where the frames of the rollout are further apart, or less far, than those of the training."""
-        trained = self.operator.config["time_step"]
-        if self.stride == 1 and not np.isclose(step, trained, rtol=1e-3):
-            console.say(f"{path.name}: its time step is {step:.4g}, the operator was trained at {trained:.4g}")
+        """Say so where the operator was not trained to go on by so much time."""
+        tell_time_step(path.name, step, self.operator.config["time_step"], self.strides)
 
     def check_parameters(self, path: Path, names: list[str]) -> None:
         """Raise UpsDataError unless the file has the physical parameters of an equation the operator was trained with.
