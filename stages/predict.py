@@ -1,8 +1,8 @@
 """Roll out the samples of a raw file with the trained models of a task, into an HDF5 file.
 
 The file may be in any layout that `stages.convert` reads: a grid in PDEBench's or The Well's HDF5, an .npz shard of a
-mesh or of particles. It needs the given frames alone; where it has the ones after them, the error is told. The layout
-of what is written stands in ups_data/evaluation/predict.py.
+mesh or of particles. It needs the given frames alone (a mesh of a static problem: its inputs); where it has what is
+predicted, the error is told. The layout of what is written stands in ups_data/evaluation/predict.py.
 
     python -m stages.predict data/raw/1D/Burgers/Train/1D_Burgers_Sols_Nu0.01.hdf5 --task burgers1d --out r.h5
 """
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.common import add_flags, count, run, stage_parser
+from ups_data.errors import UpsDataError
 from ups_data.params import dataset_params, load_params
 
 
@@ -51,6 +52,9 @@ def roll_out(args: argparse.Namespace) -> str:
         samples=args.samples,
         strides=knobs.train.strides,
     )
+    if request.operator.static and (args.given or args.steps):
+        flag = f"--given {args.given}" if args.given else f"--steps {args.steps}"
+        raise UpsDataError(f"{flag}: {args.task} is a static problem, without frames in time; leave the flag out")
     made = predict(args.file, args.out, request)
     truth = "" if made["nrmse"] is None else f", nRMSE {made['nrmse']:.3g} where the file has the truth"
     return (

@@ -240,14 +240,15 @@ def test_the_same_file_gives_the_same_bytes_and_memory_is_no_matter(root, tmp_pa
     file = {"grid": grid_file(root), "mesh": root / "raw/mesh/disk.npz", "particles": root / "raw/particles/3.npz"}[
         kind
     ]
-    assert roll_out(root, kind, file, tmp_path / "one.h5", "--given", "2") == 0
+    given = () if kind == "mesh" else ("--given", "2")
+    assert roll_out(root, kind, file, tmp_path / "one.h5", *given) == 0
     monkeypatch.setattr("ups_data.evaluation.forecast.BATCH_VALUES", 64)  # a sample at a time
     monkeypatch.setattr("ups_data.evaluation.predict_grid.BATCH_VALUES", 64)  # and of grids a few frames
-    assert roll_out(root, kind, file, tmp_path / "two.h5", "--given", "2") == 0
+    assert roll_out(root, kind, file, tmp_path / "two.h5", *given) == 0
     with h5py.File(tmp_path / "one.h5") as one, h5py.File(tmp_path / "two.h5") as two:
         for name in one:
             assert two[name][()] == pytest.approx(one[name][()], abs=1e-5, nan_ok=True)
-    assert roll_out(root, kind, file, tmp_path / "three.h5", "--given", "2") == 0
+    assert roll_out(root, kind, file, tmp_path / "three.h5", *given) == 0
     assert checksum(tmp_path / "three.h5") == checksum(tmp_path / "two.h5")
 
 
@@ -261,6 +262,26 @@ def test_a_mesh_is_solved_from_its_inputs_alone(root, tmp_path):
         assert a["data"].shape == (15, 1, len(arrays["coords"]), 1)
         assert np.array_equal(a["data"], b["data"])
         assert not np.allclose(a["error"], b["error"], rtol=1e-3)
+
+
+def test_a_mesh_without_its_solution_is_solved(root, tmp_path, capsys):
+    with NpzFile(root / "raw/mesh/disk.npz") as shard:
+        arrays = {name: shard.read(name) for name in shard.shapes if name != "solution"}
+    write_npz(tmp_path / "asked.npz", arrays)
+    for name, file in (("a", root / "raw/mesh/disk.npz"), ("b", tmp_path / "asked.npz")):
+        assert roll_out(root, "mesh", file, tmp_path / f"{name}.h5") == 0
+    with h5py.File(tmp_path / "a.h5") as a, h5py.File(tmp_path / "b.h5") as b:
+        assert np.array_equal(a["data"], b["data"])
+        assert np.isnan(b["error"][:]).all()
+    write_npz(tmp_path / "asked.npz", {name: values for name, values in arrays.items() if name != "source"})
+    assert roll_out(root, "mesh", tmp_path / "asked.npz", tmp_path / "r.h5") == 1
+    assert "got the channels permeability, expected permeability, source of darcy2d_mesh" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--given", "--steps"])
+def test_frames_of_a_static_problem_are_not_asked_for(root, tmp_path, capsys, flag):
+    assert roll_out(root, "mesh", root / "raw/mesh/disk.npz", tmp_path / "r.h5", flag, "2") == 1
+    assert f"{flag} 2: darcy2d_mesh is a static problem, without frames in time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -25,7 +25,7 @@ OUTSIDE = 0.01  # of the box's extent along an axis: by so much a point may lie 
 @contextmanager
 def mesh_rollout(path: Path, request: Request) -> Iterator[Rollout]:
     """The solutions on a mesh shard, which is open while they are made; UpsDataError for one that does not fit."""
-    with MeshShard(path) as shard:
+    with MeshShard(path, solved=False) as shard:
         if len(shard.times) > 1:
             raise UpsDataError(f"{path}: got {len(shard.times)} frames, expected a static problem (no key times)")
         request.check_channels(path, shard.channels)
@@ -72,7 +72,8 @@ def _solutions(
     shard: MeshShard, request: Request, channels: list[str], samples: int, values: list[float]
 ) -> Iterator[Block]:
     inputs, topology = request.autoencoder.roles["input"], shard.topology
-    names = [*inputs, *channels]
+    known = set(channels) <= set(shard.channels)
+    names = [*inputs, *(channels if known else [])]
     coords = torch.from_numpy(topology.coords.astype(np.float32))
     distance = torch.from_numpy(boundary_distance(topology.coords, topology.cells).astype(np.float32))
     for rows in batches(samples, len(coords) * len(names)):
@@ -91,7 +92,7 @@ def _solutions(
         solved = request.operator(latents, parameters, torch.ones(size, device=request.device))
         made = to_numpy(request.autoencoder.decode(solved[:, 0], frame, "target"))[:, None]
         truth = fields[:, None, :, len(inputs) :]
-        errors = relative(rmse(made, truth), root_mean_square(truth), request.spread(channels))
+        errors = relative(rmse(made, truth), root_mean_square(truth), request.spread(channels)) if known else None
         yield Block(slice(rows[0], rows[-1] + 1), slice(0, 1), {"data": made}, errors)
 
 

@@ -101,11 +101,13 @@ class Request:
         return columns
 
     def check_channels(self, path: Path, channels: list[str]) -> None:
-        """Raise UpsDataError unless the file has the channels that the autoencoder encodes."""
-        expected = [name for names in self.autoencoder.roles.values() for name in names]
-        if sorted(channels) != sorted(expected):
+        """Raise UpsDataError unless the file has the channels that are encoded; it may lack what is solved for."""
+        roles = self.autoencoder.roles
+        expected = [name for names in roles.values() for name in names]
+        enough = roles["input"] if self.operator.static else expected
+        if sorted(channels) not in (sorted(expected), sorted(enough)):
             raise UpsDataError(
-                f"{path}: got the channels {', '.join(channels)}, expected {', '.join(expected)} of {self.task}"
+                f"{path}: got the channels {', '.join(channels) or 'none'}, expected {', '.join(enough)} of {self.task}"
             )
 
     def spread(self, channels: list[str]) -> np.ndarray:

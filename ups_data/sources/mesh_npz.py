@@ -29,9 +29,12 @@ BLOCK_BYTES = 8 << 20  # of fields read at a time
 
 
 class MeshShard(NpzFile):
-    """An open mesh shard, checked: its topology at once, its fields as they are read."""
+    """An open mesh shard, checked: its topology at once, its fields as they are read.
 
-    def __init__(self, path: str | Path):
+    Of a problem that is not `solved` the target may be missing.
+    """
+
+    def __init__(self, path: str | Path, *, solved: bool = True):
         super().__init__(path)
         self.require(("coords", "cells"), "mesh")
         self.topology = _topology(self)
@@ -44,7 +47,7 @@ class MeshShard(NpzFile):
             target = [n for n in names if len(leading[n]) == 2]
         else:
             target = [n for n in names if n == SOLUTION]
-        if not target:
+        if not target and solved:
             wanted = "a field with a time axis [S, T, N]" if "times" in self.shapes else f"the key {SOLUTION!r} [S, N]"
             raise self.wrong("fields", ", ".join(names) or "none", wanted)
         self.roles = {"input": [n for n in names if n not in target], "target": target}
@@ -53,10 +56,11 @@ class MeshShard(NpzFile):
         start = target if "times" in self.shapes else self.roles["input"]
         self.grouped_by = start or self.channels
         counts = {name: axes[0] for name, axes in leading.items() if axes}
-        self.samples = counts.get(target[0], 1)
+        first = next(iter([*target, *counts]), "")
+        self.samples = counts.get(first, 1)
         for name, count in counts.items():
             if count != self.samples:
-                raise self.wrong(name, f"{count} samples", f"{self.samples} as {target[0]} has")
+                raise self.wrong(name, f"{count} samples", f"{self.samples} as {first} has")
 
     @property
     def coords(self) -> np.ndarray:
