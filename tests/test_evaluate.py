@@ -7,9 +7,11 @@ import math
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from stages import baseline, evaluate, train
 from ups_data.errors import UpsDataError
@@ -223,6 +225,21 @@ def test_another_view_than_that_of_the_models_is_refused(places, reports, capsys
     assert evaluate.main([*flags(places, "grid", "evaluate"), "--set", f"datasets.{TASKS['grid']}.view.{name}=4"]) == 1
     assert "the autoencoder was trained at the view" in capsys.readouterr().err
     assert checksum(reports / TASKS["grid"] / "metrics.json") == before
+
+
+@pytest.mark.parametrize(("kind", "name"), [("grid", "advection_speed"), ("particles", "beta")])
+def test_a_parameter_of_the_test_split_that_has_no_logarithm_is_refused(places, reports, tmp_path, capsys, kind, name):
+    root, task = tmp_path / "copy", TASKS[kind]
+    shutil.copytree(places, root)
+    if kind == "grid":
+        with h5py.File(root / "data" / f"{task}_test.h5", "r+") as file:
+            file["parameters"][-1] = 0.0
+    else:
+        zarr.open(str(root / "data" / f"{task}_test.zarr"), mode="r+")["parameters"][-1] = 0.0
+    before = checksum(root / "reports" / task / "metrics.json")
+    assert evaluate.main(flags(root, kind, "evaluate")) == 1
+    assert f"{name}: got 0, expected a positive number" in capsys.readouterr().err
+    assert checksum(root / "reports" / task / "metrics.json") == before
 
 
 @pytest.mark.parametrize("kind", KINDS)

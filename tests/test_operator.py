@@ -13,6 +13,7 @@ from ups_data.models.checkpoint import save_model
 from ups_data.models.operator import (
     FORMAT,
     build_operator,
+    check_conditioning,
     conditioning_facts,
     load_operator,
     rotary_angles,
@@ -164,6 +165,17 @@ def test_parameters_and_time_step_both_matter_and_enter_by_their_ratio():
     assert facts["log"] == [1.0, 1.0]
     assert facts["mean"][0] == pytest.approx(math.log(0.1), rel=1e-5)
     assert conditioning_facts(torch.tensor([[-1.0], [1.0]]), 0.05, ["speed"])["log"] == [0.0, 1.0]
+
+
+def test_samples_with_a_parameter_that_has_no_logarithm_are_refused():
+    positive, signed = (conditioning_facts(torch.tensor([[low], [1.0]]), 0.05, ["speed"]) for low in (0.5, -1.0))
+    zero = torch.tensor([[0.2], [0.0]])
+    with pytest.raises(UpsDataError, match=r"test: speed: got 0, expected a positive number: it was positive thr"):
+        check_conditioning(positive, zero, ["speed"], "test")
+    check_conditioning(positive, zero[:1], ["speed"], "test")
+    check_conditioning(signed, zero, ["speed"], "test")
+    missing = positive | {"equations": [["speed"], []]}
+    check_conditioning(missing, torch.tensor([[torch.nan]]), ["speed"], "test")
 
 
 def test_training_beats_persistence_by_far_on_waves_of_many_speeds(caches, tmp_path):

@@ -18,6 +18,7 @@ from ups_data.evaluation.grids import grid_forecasts
 from ups_data.evaluation.points import mesh_forecasts, particle_forecasts
 from ups_data.evaluation.spectra import POWERS, Powers, Spectrum
 from ups_data.evaluation.task import Evaluation
+from ups_data.models.operator import check_conditioning
 from ups_data.parameters import values_of
 from ups_data.params import Dataset
 from ups_data.training.sampling import evenly
@@ -173,11 +174,12 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
     kind, points, static = knobs.kind, knobs.evaluate.points, evaluation.operator.static
     others = [] if static else knobs.evaluate.given[1:]
     forecasts = FORECASTS[kind](evaluation)
+    for model in (evaluation.operator, evaluation.baseline):
+        facts, parameters = model.config["conditioning"], torch.from_numpy(forecasts.parameters)
+        check_conditioning(facts, parameters, forecasts.parameter_names, evaluation.test)
     if not static:
-        frame = evaluation.operator.config["time_step"]
-        tell_time_step(
-            f"{task}, evaluate.stride {evaluation.stride}", evaluation.stride * frame, frame, knobs.train.strides
-        )
+        stride, frame = evaluation.stride, evaluation.operator.config["time_step"]
+        tell_time_step(f"{task}, evaluate.stride {stride}", stride * frame, frame, knobs.train.strides)
     samples = len(forecasts.parameters)
     chosen = evenly(samples, knobs.evaluate.pictures)
     keep = {*chosen, *(evenly(samples, STATIC_PICTURES) if static else [])}

@@ -82,17 +82,6 @@ class Request:
                 f"operator of {self.task} was trained with other data"
             )
 
-    def check_values(self, path: Path, names: Sequence[str], values: np.ndarray) -> None:
-        """Raise UpsDataError where a parameter that the operator takes the logarithm of, of [S, Q], has none."""
-        facts = self.operator.config["conditioning"]
-        logarithms = dict(zip(facts.get("names", names), facts["log"], strict=False))
-        for name, column in zip(names, values.T, strict=True):
-            if logarithms[name] and not (positive := column > 0).all():
-                raise UpsDataError(
-                    f"{path}: {name}: got {column[~positive][0]:g}, expected a positive number: it was positive "
-                    f"throughout the training of {self.task}'s operator, which takes its logarithm"
-                )
-
     def as_trained(self, names: Sequence[str], values: np.ndarray) -> np.ndarray:
         """The parameters of a file, [S, Q], as the operator takes them, [S, P]: NaN where the file has no such one."""
         known = self.operator.config["conditioning"].get("names", list(names))

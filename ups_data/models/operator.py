@@ -82,7 +82,7 @@ def equations(parameters: Tensor, names: Sequence[str]) -> list[list[str]]:
 
 
 def check_conditioning(facts: dict, parameters: Tensor, names: Sequence[str], where: object) -> None:
-    """Raise UpsDataError where samples [S, P] have parameters that no training sample has together."""
+    """Raise UpsDataError where samples [S, P] have parameters that no training sample has together, or no logarithm."""
     known = facts.get("equations", [sorted(names)])  # a model of before the names were kept takes what it is given
     strange = [own for own in equations(parameters, names) if own not in known]
     if strange:
@@ -90,6 +90,19 @@ def check_conditioning(facts: dict, parameters: Tensor, names: Sequence[str], wh
             f"{where}: some samples have the parameters {alternatives(strange[:1])}, those of train have "
             f"{alternatives(known)}; change splits.seed or take more samples, so that train has every equation"
         )
+    check_positive(facts, parameters, names, where)
+
+
+def check_positive(facts: dict, parameters: Tensor, names: Sequence[str], where: object) -> None:
+    """Raise UpsDataError where a parameter that enters as its logarithm has none in samples [S, P]; NaN is missing."""
+    logarithms = dict(zip(facts.get("names", names), facts["log"], strict=False))
+    for name, column in zip(names, parameters.T, strict=True):
+        if logarithms.get(name) and (wrong := column <= 0).any():
+            raise UpsDataError(
+                f"{where}: {name}: got {column[wrong][0].item():g}, expected a positive number: it was positive "
+                "throughout the training of the model, which takes its logarithm; leave these samples out or train on "
+                "some that have it"
+            )
 
 
 def alternatives(sets: Sequence[Sequence[str]]) -> str:
