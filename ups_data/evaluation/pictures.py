@@ -102,18 +102,25 @@ def _triple(
 def _lines(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
     """1D grids: space to the right, time upwards, a row a trajectory."""
     figure, panels = _figure(len(kept), 3)
+    times = forecasts.times
+    ticks = {"yticks": times} if len(times) == 1 else {}
     for row, forecast in zip(panels, kept, strict=True):
-        x, times = forecast.geometry["x"], forecasts.times
-        extent = (x[0], x[-1], times[0], times[-1])
+        extent = (*_span(forecast.geometry["x"]), *_span(times))
 
         def show(axes: Axes, values: np.ndarray, extent: tuple = extent, **colours: object):
-            axes.set(xlabel="x", ylabel="t")
+            axes.set(xlabel="x", ylabel="t", **ticks)
             return axes.imshow(values, origin="lower", aspect="auto", extent=extent, interpolation="nearest", **colours)
 
         truth, prediction = forecast.truth[0, ..., 0], forecast.predictions["operator"][0, ..., 0]
         labels = ("truth", f"operator: {_caption(forecasts, forecast, 0)}", "error")
         _triple(row, show, truth, prediction, forecasts.channels[0], labels)
     return figure
+
+
+def _span(points: np.ndarray) -> tuple[float, float]:
+    """From where to where the cells of evenly spaced points go; that of a single point is 1 wide."""
+    half = (points[-1] - points[0]) / (len(points) - 1) / 2 if len(points) > 1 else 0.5
+    return points[0] - half, points[-1] + half
 
 
 def _planes(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
