@@ -300,9 +300,11 @@ def test_a_baseline_trained_at_another_view_is_refused(places, reports, tmp_path
     assert "was trained on other data or at another view" in capsys.readouterr().err
 
 
-def test_errors_at_fewer_points_than_two_are_refused(places, reports, capsys):
+def test_errors_at_fewer_points_than_two_or_with_a_seam_are_refused(places, reports, capsys):
     assert evaluate.main(flags(places, "grid", "evaluate", points="[1,32]")) == 1
     assert "evaluate.points: got 32, expected 1 to 31: the view has 32 points" in capsys.readouterr().err
+    assert evaluate.main(flags(places, "grid", "evaluate", points="[3]")) == 1
+    assert "evaluate.points: got 3, expected a divisor of the 32 points of a periodic axis" in capsys.readouterr().err
 
 
 def test_a_rollout_that_is_not_finite_is_named_and_the_old_report_stays(places, reports, tmp_path, capsys):

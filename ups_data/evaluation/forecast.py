@@ -35,13 +35,20 @@ class Forecast:
     geometry: dict[str, np.ndarray]
     known: dict[str, np.ndarray] = field(default_factory=dict)
     waves: dict[str, np.ndarray] = field(default_factory=dict)
+    periodic: Sequence[bool] = ()  # of the axes of a grid
 
     def every(self, points: int) -> Forecast:
-        """The forecast at every n-th point of a grid."""
+        """The forecast at every n-th point of a grid. Raises UpsDataError where a period would get a seam."""
         if points == 1:
             return self
         if points >= (most := min(self.truth.shape[2:-1])):
             raise UpsDataError(f"evaluate.points: got {points}, expected 1 to {most - 1}: the view has {most} points")
+        for whole, wraps in zip(self.truth.shape[2:-1], self.periodic, strict=False):
+            if wraps and whole % points:
+                raise UpsDataError(
+                    f"evaluate.points: got {points}, expected a divisor of the {whole} points of a periodic axis: its "
+                    "ends would stand closer together than other neighbours"
+                )
         chosen = (slice(None), slice(None), *[slice(None, None, points)] * (self.truth.ndim - 3))
         predictions = {name: prediction[chosen] for name, prediction in self.predictions.items()}
         axes = {axis: values[::points] for axis, values in self.geometry.items()}

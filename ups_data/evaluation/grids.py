@@ -45,7 +45,7 @@ def grid_forecasts(task: Evaluation) -> Forecasts:
                 "mean": np.broadcast_to(means, truth.shape),
                 "roundtrip": to_numpy(decode_frames(task.autoencoder, following, None, "state")),
             }
-            yield Forecast(samples, truth, predictions, axes)
+            yield Forecast(samples, truth, predictions, axes, periodic=reader.manifest["periodic"])
 
     spread = np.array([fact["std"] for fact in facts])
     names = reader.parameter_names
