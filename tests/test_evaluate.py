@@ -18,7 +18,8 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import advect
 from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.record import write_rollouts
-from ups_data.evaluation.report import gather, summary
+from ups_data.evaluation.report import DEFINITIONS, gather, score, summary
+from ups_data.evaluation.spectra import POWERS
 from ups_data.files import checksum, read_json
 from ups_data.models.autoencoder import save_autoencoder
 from ups_data.models.baselines import MeshNet, ParticleNet
@@ -376,6 +377,18 @@ def test_the_particle_baseline_sees_neighbours_across_the_seam():
     (x, v), (y, w) = (model(places, speeds, speeds, box, empty, dt) for places in (at_seam, inside))
     assert torch.allclose(v, w, atol=1e-5)
     assert torch.allclose((x - y) % 1.0, torch.tensor([0.5, 0.0]).expand_as(x), atol=1e-5)
+
+
+def test_the_bands_add_up_to_the_error_of_a_frame_as_their_definition_says():
+    rng = np.random.default_rng(0)
+    truth, made = rng.normal(size=(2, 3, 5, 64, 2))
+    forecast = Forecast([0, 1, 2], truth, {"operator": made}, {})
+    scores = score(forecast, np.ones(2), POWERS["grid"](forecast)["operator"])
+    assert np.square(scores["bands"]).sum(axis=-1) == pytest.approx(np.square(scores["operator"]), rel=1e-9)
+    means = scores["bands"].mean(axis=(0, 1, 2))
+    assert np.square(means).sum() != pytest.approx(np.square(scores["operator"].mean()), rel=1e-4)
+    assert "of a frame and channel, not of means, the squares add up" in DEFINITIONS["nrmse_high"]
+    assert "cycles a box, on meshes a unit of length" in DEFINITIONS["nrmse_low"]
 
 
 def test_batches_are_put_back_into_the_order_of_the_samples():

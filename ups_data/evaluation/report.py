@@ -33,9 +33,9 @@ DEFINITIONS = {
     "nrmse_mean": "the mean over train: of the channel, or of the field on the same mesh; particles: no motion",
     "nrmse_roundtrip": "the true frames through the latent cache and the decoder: the operator's floor",
     "nrmse_last_step": "nrmse of the last predicted step alone",
-    "nrmse_low": "share of the operator's error in wavenumbers 0-4 a unit of length; squares of the three bands add up",
+    "nrmse_low": "nrmse of the operator's error in wavenumbers 0-4 alone: cycles a box, on meshes a unit of length",
     "nrmse_mid": "the same in wavenumbers 5-12",
-    "nrmse_high": "the same in wavenumbers 13 and above",
+    "nrmse_high": "the same in wavenumbers 13 and above; of a frame and channel, not of means, the squares add up",
     "rmse": "RMSE over space in the fields' units, mean over samples, steps, channels",
     "cache_ratio": "bytes of the test split's latent cache / bytes of the float32 fields it stands for",
 }
