@@ -14,23 +14,13 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import tell_time_step
 from ups_data.models.autoencoder import Autoencoder
 from ups_data.models.operator import LatentOperator, alternatives
-
-UNEVEN = 0.01  # of a time step: more than equal steps differ by when their times are rounded to a few digits
+from ups_data.sources.raw import uneven_step
 
 
 def check_even(path: Path, times: np.ndarray) -> None:
     """Raise UpsDataError unless times [T] are evenly spaced: a rollout goes on by one time step."""
-    if len(times) < 2:
-        return
-    steps = np.diff(times)
-    usual = np.median(steps)
-    rounding = 2 * np.spacing(np.abs(times).max().astype(np.float32))  # most files hold float32
-    if not (even := np.abs(steps - usual) <= UNEVEN * usual + rounding).all():
-        at = int(np.argmin(even))
-        raise UpsDataError(
-            f"{path}: time: got {times[at + 1]:g} after {times[at]:g}, expected {times[at] + usual:g}: a rollout goes "
-            "on by equal time steps; give a file of frames at equal steps"
-        )
+    if uneven := uneven_step(times):
+        raise UpsDataError(f"{path}: time: {uneven}; a rollout goes on by equal time steps: give frames at equal steps")
 
 
 @dataclass(frozen=True)

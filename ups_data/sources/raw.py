@@ -19,6 +19,7 @@ from ups_data.errors import UpsDataError
 from ups_data.sources.stored import Stored
 
 AXES = "xyz"
+UNEVEN = 0.01  # of a time step: more than equal steps differ by when their times are rounded to a few digits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +114,14 @@ def left_out(keys: Sequence[str]) -> str:
 
 
 def uneven_step(time: np.ndarray) -> str | None:
-    """Which step between ascending times is unlike the others, by more than 1e-3 and the rounding of float32."""
+    """Which step between ascending times is unlike the others, by more than times rounded to three digits or float32."""
     steps = np.diff(time)
     if len(steps) < 2:
         return None
     usual = float(np.median(steps))
     off = np.abs(steps - usual)
     at = int(np.argmax(off))
-    if off[at] <= 1e-3 * usual + 2 * np.finfo(np.float32).eps * np.abs(time).max():
+    if off[at] <= UNEVEN * usual + 2 * np.finfo(np.float32).eps * np.abs(time).max():
         return None
     return f"the step to frame {at + 1} is {steps[at]:g}, expected {usual:g} as between other frames"
 
