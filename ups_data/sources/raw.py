@@ -114,7 +114,7 @@ def left_out(keys: Sequence[str]) -> str:
 
 
 def uneven_step(time: np.ndarray) -> str | None:
-    """Which step between ascending times is unlike the others, by more than times rounded to three digits or float32."""
+    """Which step between ascending times is unlike the others, by more than rounding to three digits or float32."""
     steps = np.diff(time)
     if len(steps) < 2:
         return None
