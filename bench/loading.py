@@ -71,7 +71,7 @@ def write(folder: Path, samples: int) -> None:
     write_cache(
         folder,
         constituents={"weights": "none"},
-        facts={"token_grid": [TOKENS]},
+        facts={"task": "bench", "split": "train", "token_grid": [TOKENS]},
         arrays={"parameters": torch.zeros(samples, 1).double(), "times": torch.arange(FRAMES).double()},
         shape=(samples, FRAMES, TOKENS, NUMBERS),
         roles=["state"],

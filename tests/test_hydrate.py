@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.archive_cases import converted, tree
 from ups_data import archive, registry
 from ups_data.dvc_files import what_failed
 from ups_data.errors import UpsDataError
-from ups_data.hydrate import Places, hydrate
+from ups_data.hydrate import Places, hydrate, locked
 from ups_data.packaging import package_dataset
 from ups_data.params import Package
 
@@ -211,6 +212,23 @@ def test_two_processes_at_once_both_succeed(project, at_hand, tmp_path):
     assert sum(b"already in" in output for output in outputs) == 1
     assert all(b"open_dataset('waves_subset_v1', root='root')" in output for output in outputs)
     assert data_of(tmp_path / "root", "") == data_of(project / "data" / "pdebench", "waves_")
+
+
+def test_who_comes_second_says_so_and_waits(tmp_path, capsys):
+    order = []
+
+    def second():
+        with locked(tmp_path, "another process hydrates"):
+            order.append("second")
+
+    with locked(tmp_path, "nobody"):
+        waiting = Thread(target=second)
+        waiting.start()
+        waiting.join(0.5)
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]
+    assert capsys.readouterr().out == "another process hydrates; waiting for it\n"
 
 
 def test_an_archive_that_is_not_the_registrys_is_never_unpacked(at_hand):

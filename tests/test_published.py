@@ -91,6 +91,16 @@ def test_a_split_that_lost_its_end_is_hydrated_again(clone, tmp_path):
     assert data.path.read_bytes() == whole
 
 
+def test_a_split_under_the_name_of_another_is_not_opened(clone, tmp_path):
+    for split in ("val", "test"):
+        open_dataset("burgers1d_subset_v1", split=split, root=tmp_path, repository=clone)
+    val, test = (tmp_path / f"burgers1d_{split}.h5" for split in ("val", "test"))
+    assert val.stat().st_size == test.stat().st_size  # a size does not tell them apart
+    shutil.copy(val, test)
+    with pytest.raises(UpsDataError, match=r"burgers1d_test.h5 holds the split 'val' of 'burgers1d', expected 'test'"):
+        open_dataset("burgers1d_subset_v1", split="test", root=tmp_path, repository=clone)
+
+
 def test_another_conversion_of_the_task_is_not_replaced(clone, tmp_path):
     manifest = tmp_path / "advection1d_manifest.json"
     manifest.write_text("{}")

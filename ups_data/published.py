@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ups_data import files, registry
 from ups_data.errors import UpsDataError
 from ups_data.hydrate import Places, Source, find_version, hydrate
-from ups_data.manifest import read_manifest
+from ups_data.manifest import check_split, read_manifest
 
 if TYPE_CHECKING:
     import xarray
@@ -75,7 +75,9 @@ def open_dataset(
     if not _is_here(folder, name, entry, split):
         places = Places(folder, clone / "artifacts/cache", clone / "artifacts", clone)
         hydrate(name, (split,), places, version, remote, source)
-    return Published(name, split, entry.kind, path, read_manifest(folder, entry.task))
+    manifest = read_manifest(folder, entry.task)
+    check_split(manifest, path, split)
+    return Published(name, split, entry.kind, path, manifest)
 
 
 def _repository() -> Path:
