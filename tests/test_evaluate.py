@@ -257,6 +257,15 @@ def test_data_that_were_converted_anew_are_not_compared_with_latents_of_the_old_
     assert checksum(root / "reports" / TASKS[kind] / "metrics.json") == before
 
 
+def test_the_test_split_of_a_grid_is_evaluated_where_there_is_no_other(places, reports, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    root, task = tmp_path / "copy", TASKS["grid"]
+    shutil.copytree(places, root)
+    for split in ("train", "val"):
+        (root / "data" / f"{task}_{split}.h5").unlink()
+    assert evaluate.main(flags(root, "grid", "evaluate")) == 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_split_of_another_conversion_or_name_is_never_taken_for_the_one_asked_for(
     places, reports, tmp_path, capsys, monkeypatch, kind

@@ -67,16 +67,23 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_live_one
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "newer")]
 
 
-def test_files_are_written_where_there_are_no_locks_and_none_is_taken_for_dead(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_what_a_process_of_another_machine_makes_stays_for_a_day(tmp_path):
+    path, elsewhere = tmp_path / "out", tmp_path / ".out.12345678.0123abcd-999999999.tmp"
+    elsewhere.write_text("another's")
+    files.write_text(path, "mine")
+    assert elsewhere.read_text() == "another's"
 
-    monkeypatch.setattr(files.fcntl, "flock", fail)
-    with files.atomic(tmp_path / "out") as temporary:
-        temporary.write_text("mine")
-        monkeypatch.undo()  # of another machine, where there are some
-        files.write_text(tmp_path / "out", "another's")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "mine")]
+
+def test_what_may_not_be_removed_is_no_reason_not_to_write(tmp_path, monkeypatch):
+    (tmp_path / ".out.old.tmp").write_text("another's")
+    os.utime(tmp_path / ".out.old.tmp", (0, 0))
+
+    def refuse(_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files, "remove", refuse)
+    files._sweep(tmp_path / "out")
+    assert (tmp_path / ".out.old.tmp").exists()
 
 
 WRITE_OFTEN = """

@@ -218,6 +218,16 @@ def test_frames_at_uneven_times_are_a_sentence(root, tmp_path, capsys):
         assert wanted in capsys.readouterr().err
 
 
+def test_a_parameter_that_is_no_number_is_a_sentence(root, tmp_path, capsys):
+    file = tmp_path / "1D_Advection_Sols.hdf5"  # no value in its name
+    file.write_bytes(grid_file(root).read_bytes())
+    with h5py.File(file, "r+") as raw:
+        raw.attrs["beta"] = np.nan
+    assert roll_out(root, "grid", file, tmp_path / "r.h5", "--given", "2") == 1
+    assert "advection_speed: got nan, expected a number" in capsys.readouterr().err
+    assert not (tmp_path / "r.h5").exists()
+
+
 def test_a_grid_of_another_size_is_a_sentence_unless_the_models_do_not_know_theirs(root, tmp_path, capsys):
     file = tmp_path / grid_file(root).name
     file.write_bytes(grid_file(root).read_bytes())

@@ -133,16 +133,16 @@ def test_trainings_of_one_task_at_once_keep_their_own_states(tmp_path, monkeypat
     with pytest.raises(Killed):
         regression(first, key="first", die_at=30)
     model, curve = regression(second, key="second")
-    publish(
-        Mock(),
-        "operator",
-        lambda path: save_model(path, model.state_dict(), {}),
-        curve,
-        models=tmp_path / "m",
-        reports=tmp_path / "r",
-        state=second,
-    )
+
+    def end():
+        places = {"models": tmp_path / "m", "reports": tmp_path / "r", "state": second}
+        publish(Mock(), "operator", lambda path: save_model(path, model.state_dict(), {}), curve, **places)
+
+    end()
     assert (first / "state.safetensors").is_file() and not second.exists()
+    os.utime(first / "state.safetensors", (0, 0))  # nothing went on with it for years
+    end()
+    assert not first.exists()
 
 
 def test_the_rate_warms_up_and_falls_to_a_hundredth():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import fcntl
 import glob
 import hashlib
 import io
@@ -16,12 +15,12 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from ups_data.errors import UpsDataError
 
-LOCK = "lock"  # in the folder of a temporary file, held by the process that writes it
-ABANDONED = 24 * 3600  # seconds after which one without a lock is taken for that of a process that was killed
+ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
 MANY = 100  # files of a folder that are not worth a flush each
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
 
@@ -112,54 +111,46 @@ def _take_place(temporary: Path, final: Path, aside: Path) -> bool:
 def atomic(final: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `final`; publish it on success, delete it on any failure.
 
-    What killed processes left of the same file goes too: at once, or after a day where there are no locks to tell.
+    What killed processes left of the same file goes too: of this machine at once, of others after a day.
     """
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
-    with _hidden_folder(final) as folder:
-        yield folder / "new"
-        publish(folder / "new", final)
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.{_here()}-{os.getpid()}.tmp")
+    try:
+        yield temporary
+        publish(temporary, final)
+    except BaseException:
+        remove(temporary)
+        raise
 
 
-@contextmanager
-def _hidden_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final`, gone in the end, with a lock in it that is held for as long as this process lives.
-
-    Not what is written is locked: HDF5 locks its files itself, and a folder has no lock on every file system.
-    """
-    while True:
-        folder = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.tmp")
-        folder.mkdir()
-        lock = None
-        try:
-            lock = open(folder / LOCK, "wb")  # noqa: SIM115 (closed below, when the folder is gone)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:
-                (folder / LOCK).unlink()  # this file system has none: no other process must take this one for free
-            if folder.exists():  # else another process came before the lock, and took the folder for dead
-                yield folder
-                return
-        finally:
-            remove(folder)  # with the lock, which else another process would take to do the same
-            if lock:
-                lock.close()
+@cache
+def _here() -> str:
+    """Where a process number means one process: this machine since it was started, and a container on it."""
+    try:
+        where = Path("/proc/sys/kernel/random/boot_id").read_text() + str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:  # no Linux: not known, and every process has a place of its own
+        where = uuid.uuid4().hex
+    return hashlib.sha256(where.encode()).hexdigest()[:8]
 
 
 def _sweep(final: Path) -> None:
     for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
-        try:
-            with open(left / LOCK, "r+b") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(OSError):  # it was published just now, or is another user's: no reason not to write
+            if _is_abandoned(left):
                 remove(left)
-        except BlockingIOError:
-            continue  # its process lives
-        except OSError:  # it has no lock, or is gone
-            with suppress(FileNotFoundError):
-                touched = max(path.stat().st_mtime for path in (left, *left.rglob("*")))
-                if time.time() - touched > ABANDONED:
-                    remove(left)
+
+
+def _is_abandoned(left: Path) -> bool:
+    """Whether a temporary file is that of a process of this machine that is gone, or was not touched for a day."""
+    where, _, process = left.name.removesuffix(".tmp").rpartition(".")[2].partition("-")
+    if where == _here():
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+    return time.time() - max(path.stat().st_mtime for path in (left, *left.rglob("*"))) > ABANDONED
 
 
 def write_text(path: str | Path, text: str) -> None:

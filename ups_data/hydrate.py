@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from ups_data import archive, console, execution, files, registry
 from ups_data.dvc_files import add_to_cache, cache_folder, cache_object, command, dvc, locked_outputs, what_failed
 from ups_data.errors import UpsDataError
+from ups_data.manifest import check_split, read_manifest
 from ups_data.mirror.fetch import fetch_archive
 from ups_data.packaging import item as item_of
 
@@ -77,7 +78,7 @@ def hydrate(
                 accept=lambda members: _agree(members, missing, packed),
             )
         done = _rate(size, started)
-        if left := _left_behind(entry, missing, places.root):
+        if left := list(_left_behind(entry, missing, places.root)):
             console.say(
                 f"{', '.join(left)} in {places.root}: of another version than {entry.manifest.path}, which was "
                 f"replaced; hydrate all splits of {name} to have one version"
@@ -86,12 +87,17 @@ def hydrate(
     return f"{name}: {', '.join(item.path for item in missing)} in {places.root}, {done}"
 
 
-def _left_behind(entry: registry.Entry, restored: Sequence[registry.Item], root: Path) -> list[str]:
-    """The splits that stand beside a manifest just restored and are not those it speaks of."""
+def _left_behind(entry: registry.Entry, restored: Sequence[registry.Item], root: Path) -> Iterator[str]:
+    """The splits that stand beside a manifest just restored and are not those it speaks of, by what they say."""
     if entry.manifest not in restored:
-        return []
-    others = [item for item in entry.splits.values() if item not in restored and (root / item.path).exists()]
-    return [item.path for item in others if not _is_there(root, item)]
+        return
+    manifest = read_manifest(root, entry.task)
+    for split, item in entry.splits.items():
+        if item not in restored and (root / item.path).exists():
+            try:
+                check_split(manifest, root / item.path, split)
+            except UpsDataError:
+                yield item.path
 
 
 def _rate(size: int, started: float) -> str:

@@ -13,7 +13,7 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import carry
 from ups_data.evaluation.forecast import batches, to_numpy
 from ups_data.evaluation.metrics import displacement, minimum_image, relative, rmse, root_mean_square
-from ups_data.evaluation.request import Block, Request, Rollout, check_even
+from ups_data.evaluation.request import Block, Request, Rollout, check_even, check_numbers
 from ups_data.geometry import boundary_distance
 from ups_data.models.operator import check_positive
 from ups_data.sources.mesh_npz import MeshShard
@@ -65,8 +65,9 @@ def _parameters(path: Path, shard: MeshShard | ParticleShard, request: Request) 
     """The physical parameters of a shard, which the operator can do with."""
     found = shard.parameters()
     request.check_parameters(path, list(found))
-    values = torch.tensor([[value for _, value in found.values()]], dtype=torch.float64)
-    check_positive(request.operator.config["conditioning"], values, list(found), path)
+    values = np.array([[value for _, value in found.values()]], dtype=np.float64)
+    check_numbers(path, list(found), values)
+    check_positive(request.operator.config["conditioning"], torch.from_numpy(values), list(found), path)
     return found
 
 

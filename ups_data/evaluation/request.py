@@ -23,6 +23,13 @@ def check_even(path: Path, times: np.ndarray) -> None:
         raise UpsDataError(f"{path}: time: {uneven}; a rollout goes on by equal time steps: give frames at equal steps")
 
 
+def check_numbers(path: Path, names: Sequence[str], values: np.ndarray) -> None:
+    """Raise UpsDataError for a parameter of samples [S, P] that is no finite number: the file says that it has one."""
+    for name, column in zip(names, values.T, strict=True):
+        if (wrong := ~np.isfinite(column)).any():
+            raise UpsDataError(f"{path}: {name}: got {column[wrong][0]:g}, expected a number; fetch the file again")
+
+
 @dataclass(frozen=True)
 class Request:
     """What is asked for: trained models, and how much of the file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,9 +14,14 @@ from ups_data.training.loop import CURVE
 if TYPE_CHECKING:
     from ups_data.training.tracking import Tracker
 
+FORGOTTEN = 30 * 24 * 3600  # seconds that a state is kept when nothing goes on with it
+
 
 def state_folder(stage: str, task: str, key: str) -> Path:
-    """Where a training with that key keeps what it resumes from; others of the task, at once too, have theirs."""
+    """Where a training with that key keeps what it resumes from; others of the task, at once too, have theirs.
+
+    Those that nothing went on with for a month are removed by the next training of the task that ends.
+    """
     return Path(".state") / stage / task / key[:12]
 
 
@@ -42,3 +48,6 @@ def publish(
     run.curve(CURVE, curve)
     run.model(name, checkpoint)
     files.remove(state)
+    for other in state.parent.glob("*/state.safetensors"):
+        if time.time() - other.stat().st_mtime > FORGOTTEN:
+            files.remove(other.parent)
