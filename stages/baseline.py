@@ -30,7 +30,7 @@ def train(args: argparse.Namespace) -> str:
     params = load_params(args.params, args.set)
     knobs = dataset_params(params, args.task)
     from ups_data.execution import pick_device
-    from ups_data.manifest import check_split, content_key, read_manifest
+    from ups_data.manifest import check_split, content_key, read_manifest, store_path
     from ups_data.models.checkpoint import save_model
     from ups_data.training import ranks
     from ups_data.training.baseline import train_baseline
@@ -41,8 +41,8 @@ def train(args: argparse.Namespace) -> str:
 
     with ranks.joined(pick_device(args.device)) as device:
         manifest = read_manifest(args.data, args.task)
-        splits = [Path(args.data) / f"{args.task}_{split}.{knobs.store}" for split in ("train", "val")]
-        for split, path in zip(("train", "val"), splits, strict=True):
+        splits = {split: store_path(args.data, args.task, split, knobs.kind) for split in ("train", "val")}
+        for split, path in splits.items():
             check_split(manifest, path, split)
         made_from = {"data": manifest["key"], "view": knobs.view.model_dump()}
         key = content_key(knobs=knobs.baseline.model_dump(), **made_from)
@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> str:
             with minutes(reports, "baseline", device, state):
                 model, curve = train_baseline(
                     knobs.kind,
-                    *splits,
+                    *splits.values(),
                     knobs.baseline,
                     knobs.view,
                     state=state,

@@ -13,9 +13,8 @@ from torch import Tensor
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import BATCH_VALUES, batches, to_numpy
 from ups_data.evaluation.metrics import relative, rmse, root_mean_square
-from ups_data.evaluation.request import Block, Request, Rollout, check_even, check_numbers
+from ups_data.evaluation.request import Block, Request, Rollout, check_even
 from ups_data.models.grid_autoencoder import spacing, static_patches
-from ups_data.models.operator import check_positive
 from ups_data.sources.grids import open_raw
 from ups_data.sources.raw import RawFile
 from ups_data.training.operator import decode_frames
@@ -75,8 +74,7 @@ def grid_rollout(path: Path, request: Request) -> Iterator[Rollout]:
         start = 0 if static else request.given
         samples = min(raw.samples, request.samples or raw.samples)
         values = np.array([raw.values(row) for row in range(samples)], dtype=np.float64).reshape(samples, -1)
-        check_numbers(path, list(raw.parameters), values)
-        check_positive(request.operator.config["conditioning"], torch.from_numpy(values), list(raw.parameters), path)
+        request.check_values(path, list(raw.parameters), values)
         known = request.as_trained(list(raw.parameters), values)
         every = request.autoencoder.config["view"]["space_stride"]
         yield Rollout(

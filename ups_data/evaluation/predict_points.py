@@ -13,9 +13,8 @@ from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import carry
 from ups_data.evaluation.forecast import batches, to_numpy
 from ups_data.evaluation.metrics import displacement, minimum_image, relative, rmse, root_mean_square
-from ups_data.evaluation.request import Block, Request, Rollout, check_even, check_numbers
+from ups_data.evaluation.request import Block, Request, Rollout, check_even
 from ups_data.geometry import boundary_distance
-from ups_data.models.operator import check_positive
 from ups_data.sources.mesh_npz import MeshShard
 from ups_data.sources.particles_npz import ParticleShard
 from ups_data.sources.raw import AXES
@@ -66,8 +65,7 @@ def _parameters(path: Path, shard: MeshShard | ParticleShard, request: Request) 
     found = shard.parameters()
     request.check_parameters(path, list(found))
     values = np.array([[value for _, value in found.values()]], dtype=np.float64)
-    check_numbers(path, list(found), values)
-    check_positive(request.operator.config["conditioning"], torch.from_numpy(values), list(found), path)
+    request.check_values(path, list(found), values)
     return found
 
 

@@ -13,7 +13,7 @@ import torch
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import tell_time_step
 from ups_data.models.autoencoder import Autoencoder
-from ups_data.models.operator import LatentOperator, alternatives
+from ups_data.models.operator import LatentOperator, alternatives, check_positive
 from ups_data.sources.raw import uneven_step
 
 
@@ -21,13 +21,6 @@ def check_even(path: Path, times: np.ndarray) -> None:
     """Raise UpsDataError unless times [T] are evenly spaced: a rollout goes on by one time step."""
     if uneven := uneven_step(times):
         raise UpsDataError(f"{path}: time: {uneven}; a rollout goes on by equal time steps: give frames at equal steps")
-
-
-def check_numbers(path: Path, names: Sequence[str], values: np.ndarray) -> None:
-    """Raise UpsDataError for a parameter of samples [S, P] that is no finite number: the file says that it has one."""
-    for name, column in zip(names, values.T, strict=True):
-        if (wrong := ~np.isfinite(column)).any():
-            raise UpsDataError(f"{path}: {name}: got {column[wrong][0]:g}, expected a number; fetch the file again")
 
 
 @dataclass(frozen=True)
@@ -78,6 +71,13 @@ class Request:
                 f"{path}: got {len(names)} physical parameters ({', '.join(names) or 'none'}), expected {known}: the "
                 f"operator of {self.task} was trained with other data"
             )
+
+    def check_values(self, path: Path, names: Sequence[str], values: np.ndarray) -> None:
+        """Raise UpsDataError for a parameter, of samples [S, P], that is not finite or lacks the logarithm taken."""
+        for name, column in zip(names, values.T, strict=True):
+            if (wrong := ~np.isfinite(column)).any():
+                raise UpsDataError(f"{path}: {name}: got {column[wrong][0]:g}, expected a number; fetch the file again")
+        check_positive(self.operator.config["conditioning"], torch.from_numpy(values), names, path)
 
     def as_trained(self, names: Sequence[str], values: np.ndarray) -> np.ndarray:
         """The parameters of a file, [S, Q], as the operator takes them, [S, P]: NaN where the file has no such one."""

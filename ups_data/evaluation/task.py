@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ups_data.errors import UpsDataError
-from ups_data.manifest import check_split, read_manifest
+from ups_data.manifest import check_split, read_manifest, store_path
 from ups_data.models.autoencoder import Autoencoder, check_data, check_view, load_autoencoder
 from ups_data.models.baselines import Baseline, load_baseline
 from ups_data.models.operator import LatentOperator, load_operator
@@ -79,7 +79,7 @@ def open_evaluation(
             f"{models / task / 'baseline.safetensors'} was trained on other data or at another view; train it again "
             f"with `python -m stages.baseline {task}`"
         )
-    train, test = (data / f"{task}_{split}.{knobs.store}" for split in ("train", "test"))
+    train, test = (store_path(data, task, split, knobs.kind) for split in ("train", "test"))
     check_split(manifest, test, "test")
     if knobs.kind == "mesh":  # of the others train is not read
         check_split(manifest, train, "train")
