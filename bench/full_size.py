@@ -173,12 +173,13 @@ class Test:
         return rows
 
     def _summary(self, found: Tensor) -> dict:
-        """Mean over trajectories with half the width of its 95 % confidence interval, and over those of each value.
+        """Mean over trajectories with half the width of its 95 % confidence interval, median, and mean of each value.
 
         By every parameter that tells trajectories apart: one that has several values, or that only some have.
         """
         half = 1.96 * found.std() / len(found) ** 0.5
-        row = {"nrmse": float(f"{found.mean():.4g}"), "plus_minus": float(f"{half:.2g}"), "trajectories": len(found)}
+        row = {"nrmse": float(f"{found.mean():.4g}"), "plus_minus": float(f"{half:.2g}")}
+        row |= {"median": float(f"{found.median():.4g}"), "trajectories": len(found)}
         for name, column in zip(self.names, self.parameters.T, strict=True):
             there = ~column.isnan()  # not where the equation of a trajectory has no such parameter
             values = column[there].unique().tolist()
