@@ -290,3 +290,11 @@ def test_in_training_small_errors_pull_by_their_size_and_large_ones_all_alike():
 
     assert pull(1e-4) == pytest.approx(10 * pull(1e-5), rel=0.05)
     assert pull(1e-1) == pytest.approx(pull(1e-2), rel=0.05)
+
+
+def test_a_frame_that_has_nearly_died_out_is_held_to_its_own_size():
+    target = torch.randn(1, 1, 64, 1, generator=torch.Generator().manual_seed(4))
+    mean_square = target.square().mean()[None]
+    frames = (target, target / 20)
+    large, small = (relative_error(1.0003 * frame, frame, None, mean_square, SMOOTH_ROLLOUT).item() for frame in frames)
+    assert small == pytest.approx(large, rel=0.05)

@@ -220,7 +220,7 @@ def test_the_bench_scores_by_every_parameter():
     row = full_size.Test._summary(test, torch.tensor([1.0, 2.0, 3.0, 5.0]))
     assert row["by_advection_speed"] == {"0.5": 2.0, "1": 3.0} and row["by_viscosity"] == {"0.1": 3.0}
     one = SimpleNamespace(parameters=torch.full((4, 1), 0.1), names=["viscosity"])
-    assert set(full_size.Test._summary(one, torch.rand(4))) == {"nrmse", "plus_minus", "trajectories"}
+    assert set(full_size.Test._summary(one, torch.rand(4))) == {"nrmse", "plus_minus", "median", "trajectories"}
 
 
 def test_the_bench_simulates_all_that_its_file_names_at_once(tmp_path, monkeypatch, capsys):

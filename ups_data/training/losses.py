@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 SMALL = 1e-4  # of a channel's mean square: bounds the denominator where a frame is nearly zero
-SMOOTH = 1e-8  # of a channel's mean square: keeps the root's gradient finite where the error is zero
-# The same where rollouts are learnt: errors below a thousandth of a channel's RMS pull less the smaller they are.
+SMOOTH = 1e-8  # added to a square of a relative error: keeps the root's gradient finite where the error is zero
+# The same where rollouts are learnt: errors below a thousandth of a frame's size pull less the smaller they are.
 # Else the smooth fields, which are nearly right and many, pull in every step as hard as the few with shocks.
+# Of each frame's size, not of the channel's: fields that have nearly died out are scored by their own.
 SMOOTH_ROLLOUT = 1e-6
 
 
@@ -16,7 +17,7 @@ def relative_error(
 ) -> Tensor:
     """Mean over samples, frames and channels of |prediction - target| / |target|, fields [B, F, X.., C].
 
-    `smooth`, a share of the mean square, is added to an error's square: errors below it pull by their size.
+    `smooth` is added to each square: relative errors below its root pull by their size.
     `mask` [B, N] marks the real points of fields [B, F, N, C] padded to one length; `mean_square` [C] is that of
     each channel over the training data.
     """
@@ -26,4 +27,4 @@ def relative_error(
         squares, size = (squares * weights).sum(dim=2), (size * weights).sum(dim=2)
     else:
         squares, size = squares.flatten(2, -2).mean(dim=2), size.flatten(2, -2).mean(dim=2)
-    return ((squares + smooth * mean_square) / (size + SMALL * mean_square)).sqrt().mean()
+    return (squares / (size + SMALL * mean_square) + smooth).sqrt().mean()
