@@ -190,7 +190,7 @@ class Test:
     def rollout(self) -> Predict:
         """What the trained operator says."""
         autoencoder = load_autoencoder(self.models / "autoencoder.safetensors", self.device)
-        operator: LatentOperator = load_operator(self.models / "operator.safetensors", self.device)
+        operator: LatentOperator = load_operator(self.models / "operator.safetensors", self.device, autoencoder)
 
         def predict(frame: Tensor, steps: int, which: slice) -> Tensor:
             latents = _coded(autoencoder, frame)[:, None]

@@ -80,3 +80,11 @@ def test_the_loss_of_a_shifted_batch_is_that_of_the_batch_for_an_operator_that_c
 def test_a_symmetry_that_the_domain_does_not_have_is_refused(augment, kind, periodic, said):
     with pytest.raises(UpsDataError, match=f"^waves: train.augment.*{said}"):
         check_augment(augment, kind, periodic, "waves")
+
+
+def test_a_reflection_is_refused_for_fields_and_equations_that_it_does_not_keep():
+    with pytest.raises(UpsDataError, match=r"^cfd: .* not the channels density, pressure; take it out"):
+        check_augment(["reflection"], "grid", [True], "cfd", ["density", "pressure"], ["shear_viscosity"])
+    with pytest.raises(UpsDataError, match=r"^both: .* not an equation with advection_speed; take it out"):
+        check_augment(["shift", "reflection"], "grid", [True], "both", ["u"], ["viscosity", "advection_speed"])
+    check_augment(["shift", "reflection"], "grid", [True], "burgers", ["u"], ["viscosity"])

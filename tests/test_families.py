@@ -9,6 +9,7 @@ import yaml
 
 from ups_data.catalogue import all_entries, read_catalogue
 from ups_data.params import Params
+from ups_data.training.augment import check_augment
 
 ROOT = Path(__file__).parents[1]
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
@@ -34,6 +35,9 @@ FILES = {
 }
 
 
+PERIODIC = ("burgers", "advection", "reaction_diffusion", "cfd1d", "cfd2d", "cfd3d")  # and cfd1d_shock is not
+
+
 def merged(old, new):
     """`new` over `old`, section by section."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -53,3 +57,10 @@ def test_an_entry_is_valid_and_takes_its_files(task, base, text):
     wanted = f"{knobs.folder}/{knobs.pattern}"
     taken = [path for path in official if fnmatch.fnmatch(path, wanted) and path.count("/") == wanted.count("/")]
     assert knobs.root == "data/raw/pdebench" and len(taken) == FILES[task]
+
+
+@pytest.mark.parametrize(("task", "base", "text"), BLOCKS, ids=[block[0] for block in BLOCKS])
+def test_an_entry_is_augmented_by_symmetries_of_its_domain(task, base, text):
+    entry = merged(PARAMS["datasets"][base], yaml.safe_load(text)[task])
+    wraps = task.startswith(PERIODIC) and "shock" not in task
+    check_augment(entry["train"]["augment"], entry["kind"], [wraps], task)

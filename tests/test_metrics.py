@@ -55,6 +55,12 @@ def test_a_zero_target_keeps_the_error_finite_and_is_called_flat():
     assert not metrics.flat_frames(np.array([[[0.5]]]), np.array([1.0])).any()
 
 
+def test_a_channel_that_is_zero_in_all_data_has_a_finite_error():
+    nothing = np.zeros((1, 1, 8, 1))
+    assert nrmse(nothing + 1e-7, nothing, spread=0.0) == pytest.approx(0.1)
+    assert nrmse(nothing, nothing, spread=0.0) == 0.0
+
+
 @pytest.mark.parametrize("shape", [(64,), (32, 48), (8, 8, 10)])
 def test_squared_band_errors_add_up_to_the_squared_rmse(shape):
     generator = np.random.default_rng(1)

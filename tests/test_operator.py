@@ -52,7 +52,7 @@ class Plain:
 
     def __init__(self, periodic=(True,)):
         self.config = {"kind": "grid", "periodic": list(periodic), "resolution": [8]}
-        self.decoders = {"state": torch.nn.Identity()}
+        self.decoders, self.roles = {"state": torch.nn.Identity()}, {"state": ["u", "v"]}
 
     def encode(self, frame, role):
         return frame["fields"]
@@ -165,6 +165,8 @@ def test_parameters_and_time_step_both_matter_and_enter_by_their_ratio():
     assert facts["log"] == [1.0, 1.0]
     assert facts["mean"][0] == pytest.approx(math.log(0.1), rel=1e-5)
     assert conditioning_facts(torch.tensor([[-1.0], [1.0]]), 0.05, ["speed"])["log"] == [0.0, 1.0]
+    tiny = conditioning_facts(torch.tensor([[0.0], [1e-9]]), 0.05, ["eta"])
+    assert tiny["std"] == pytest.approx([5e-10, 1.0])  # small, and yet it varies
 
 
 def test_samples_with_a_parameter_that_has_no_logarithm_are_refused():

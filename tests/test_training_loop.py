@@ -47,6 +47,14 @@ def save_at_every_step(monkeypatch):
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
 
 
+def test_another_seed_draws_other_batches_at_every_step():
+    drawn = {
+        (seed, step): torch.rand(2, generator=loop.step_generator(seed, step)) for seed in (0, 1, 2) for step in (0, 1)
+    }
+    assert len({tuple(numbers.tolist()) for numbers in drawn.values()}) == len(drawn)
+    assert torch.equal(drawn[1, 1], torch.rand(2, generator=loop.step_generator(1, 1)))
+
+
 def test_a_killed_run_follows_the_same_curve(tmp_path):
     whole, curve = regression(tmp_path / "whole")
     for die_at in (7, 23, 31):

@@ -27,8 +27,12 @@ def rmse(prediction: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def relative(errors: np.ndarray, size: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """Errors [S, T, C, ..] over the target's RMS `size` [S, T, C]; `spread` [C] (train's std) bounds it from below."""
-    size = np.maximum(size, FLOOR * np.asarray(spread))
+    """Errors [S, T, C, ..] over the target's RMS `size` [S, T, C]; `spread` [C] (train's std) bounds it from below.
+
+    A spread of 0, of a channel that is constant throughout train, counts as 1, as it does where models normalise.
+    """
+    spread = np.asarray(spread)
+    size = np.maximum(size, FLOOR * np.where(spread > 0, spread, 1.0))
     return errors / size.reshape(size.shape + (1,) * (errors.ndim - size.ndim))
 
 

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 
 from ups_data import console, files
-from ups_data.errors import UpsDataError
 from ups_data.evaluation.request import Request, Rollout
 from ups_data.models.autoencoder import load_autoencoder
 from ups_data.models.checkpoint import weights_id
@@ -46,12 +45,7 @@ def load_request(
 ) -> Request:
     """Open the trained models of a task; raises UpsDataError when they are missing or do not belong together."""
     autoencoder = load_autoencoder(models / task / "autoencoder.safetensors", device)
-    operator = load_operator(models / task / "operator.safetensors", device)
-    if operator.config["autoencoder"] != weights_id(autoencoder.state_dict()):
-        raise UpsDataError(
-            f"{models / task / 'operator.safetensors'} was trained on the latents of another autoencoder; "
-            f"train it again with `python -m stages.train {task}`"
-        )
+    operator = load_operator(models / task / "operator.safetensors", device, autoencoder)
     return Request(task, autoencoder, operator, device, given, stride, steps, samples, strides)
 
 

@@ -66,12 +66,7 @@ def open_evaluation(
     check_view(autoencoder, task, knobs.view)
     latents = open_cache(cache, task, "test", autoencoder)
     check_data(autoencoder, task, manifest["key"], data)
-    operator = load_operator(models / task / "operator.safetensors", device)
-    if operator.config["autoencoder"] != autoencoder.constituents()["weights"]:
-        raise UpsDataError(
-            f"{models / task / 'operator.safetensors'} was trained on the latents of another autoencoder; "
-            f"train it again with `python -m stages.train {task}`"
-        )
+    operator = load_operator(models / task / "operator.safetensors", device, autoencoder)
     baseline = load_baseline(models / task / "baseline.safetensors", device)
     made_from = {"data": manifest["key"], "view": knobs.view.model_dump()}
     if any(baseline.config.get(name) != value for name, value in made_from.items()):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_data.errors import UpsDataError
-from ups_data.models.checkpoint import load_model, load_weights
+from ups_data.models.checkpoint import load_model, load_weights, weights_id
 from ups_data.models.padding import pad_grid
 
 FORMAT = "ups-data/operator"
@@ -70,7 +70,8 @@ def conditioning_facts(parameters: Tensor, time_step: float, names: Sequence[str
         mean[column] = known.mean() if len(known) else 0.0
         std[column] = known.std(correction=0) if len(known) else 1.0
     # A column that never varies gets spread 1: it enters as 0, and as the log ratio when it does vary later.
-    std = torch.where(std > 1e-9, std, torch.ones_like(std))
+    largest = values.nan_to_num().abs().amax(dim=0)  # the mean of equal numbers may be off by rounding
+    std = torch.where(std > 1e-9 * largest, std, torch.ones_like(std))
     facts = {"log": log.double().tolist(), "mean": mean.tolist(), "std": std.tolist(), "names": list(names)}
     return facts | {"equations": equations(parameters, names)} | ({"optional": optional} if optional else {})
 
@@ -288,11 +289,19 @@ def build_operator(config: dict) -> LatentOperator:
     return LatentOperator(config)
 
 
-def load_operator(path: str | Path, device: torch.device) -> LatentOperator:
-    """The trained operator in evaluation mode; raises UpsDataError when the file is no operator."""
+def load_operator(path: str | Path, device: torch.device, autoencoder: nn.Module | None = None) -> LatentOperator:
+    """The trained operator in evaluation mode.
+
+    Raises UpsDataError when the file is no operator, or one that was trained on the latents of another autoencoder.
+    """
     weights, config = load_model(path)
     if config.get("format") != FORMAT:
         raise UpsDataError(f"{path}: got {config.get('format')!r}, expected {FORMAT!r}; train it with `stages.train`")
+    if autoencoder is not None and config["autoencoder"] != weights_id(autoencoder.state_dict()):
+        raise UpsDataError(
+            f"{path} was trained on the latents of another autoencoder; "
+            f"train it again with `python -m stages.train {Path(path).parent.name}`"
+        )
     model = LatentOperator(config)
     load_weights(model, weights, path)
     return model.to(device).eval()

@@ -1,7 +1,7 @@
 """New training trajectories from cached ones, by symmetries of the equation.
 
     shift        the whole trajectory moved along the periodic axes, by any number of points
-    reflection   u(x) -> -u(-x), which Burgers' equation keeps (1D)
+    reflection   u(x) -> -u(-x), which Burgers' equation keeps (1D, one velocity)
 
 An encoder sees patches, so latents can be moved by whole patches alone. Other shifts, and reflections, are made on the
 decoded fields: those are needed for the loss anyway, and only the frames that are given are encoded again.
@@ -16,13 +16,29 @@ from torch import Tensor
 
 from ups_data.errors import UpsDataError
 
+# Parameters of equations that u(x) -> -u(-x) does not keep: it turns an advection around, and a growth into a decay.
+ONE_SIDED = ("advection_speed", "reaction_rate", "reaction_constant")
 
-def check_augment(augment: Sequence[str], kind: str, periodic: Sequence[bool], label: str) -> None:
-    """Raise UpsDataError for symmetries that the domain does not have."""
+
+def check_augment(
+    augment: Sequence[str],
+    kind: str,
+    periodic: Sequence[bool],
+    label: str,
+    channels: Sequence[str] = (),
+    parameters: Sequence[str] = (),
+) -> None:
+    """Raise UpsDataError for symmetries that the domain, the fields or the equation do not have."""
     if augment and (kind != "grid" or not any(periodic)):
         raise UpsDataError(f"{label}: train.augment {list(augment)} needs a grid with a periodic axis; take it out")
     if "reflection" in augment and len(periodic) != 1:
         raise UpsDataError(f"{label}: train.augment reflection is u(x) -> -u(-x), for 1D grids; take it out")
+    if "reflection" in augment and (len(channels) > 1 or (against := [n for n in parameters if n in ONE_SIDED])):
+        what = f"the channels {', '.join(channels)}" if len(channels) > 1 else f"an equation with {against[0]}"
+        raise UpsDataError(
+            f"{label}: train.augment reflection is u(x) -> -u(-x), which velocities keep under Burgers' equation, not "
+            f"{what}; take it out"
+        )
 
 
 def draw_moves(

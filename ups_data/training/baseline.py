@@ -19,7 +19,7 @@ from ups_data.params import Baseline, View
 from ups_data.stores.grid import GridReader
 from ups_data.stores.mesh import MeshStore
 from ups_data.stores.particles import ParticleStore
-from ups_data.training.frames import viewed_points
+from ups_data.training.frames import check_times, viewed_points
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import relative_error
 from ups_data.training.sampling import draw, evenly
@@ -149,6 +149,7 @@ def mesh_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
     """Input fields to target fields; a batch is samples of one mesh."""
     stores = {"train": MeshStore(train), "val": MeshStore(val)}
     store = stores["train"]
+    check_times(store.manifest, store.times[0, :: view.time_stride])
     meshes = {split: MeshTensors(s, device) for split, s in stores.items()}
     mean, std = _normaliser(store.manifest, store.channels)
     lengths = [meshes["train"].edge_length(k) for k in np.unique(store.topology_of)]
@@ -220,6 +221,7 @@ def particle_problem(train: Path, val: Path, knobs: Baseline, view: View, device
     stores = {"train": ParticleStore(train), "val": ParticleStore(val)}
     store = stores["train"]
     frames = viewed_frames(store.frames, view)
+    check_times(store.manifest, store.times[0, :: view.time_stride])
     unroll = _fits(knobs.unroll, frames - 1)
     time_step = float(store.times[0, view.time_stride] - store.times[0, 0])
     names = [name for name in store.channels if name.startswith("velocity")]

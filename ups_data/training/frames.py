@@ -18,6 +18,7 @@ from torch import Tensor
 from ups_data.errors import UpsDataError
 from ups_data.manifest import check_split, read_manifest, store_path
 from ups_data.params import View
+from ups_data.sources.raw import uneven_step
 from ups_data.stores.grid import GridReader
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ class Frames:
         self.samples = len(reader)
         self.times = np.asarray(times, dtype=np.float64)[:: view.time_stride]
         self.frames = len(range(0, frames, view.time_stride))
-        channels = [name for name in reader.channels if not name.startswith("position")]
+        places = "position" if self.manifest["kind"] == "particles" else ()  # of particles: where fields are, no field
+        channels = [name for name in reader.channels if not name.startswith(places)]
         self.roles: dict[str, list[str]] = self.manifest.get("roles") or {"state": channels}
+        check_times(self.manifest, self.times)
 
     def __len__(self) -> int:
         return self.samples * self.frames
@@ -45,6 +48,16 @@ class Frames:
     def static_fields(self) -> Tensor | None:
         """The fields of every sample that do not change in time, float32 [S, X.., C']; None where there are none."""
         return None
+
+    def _wide(self, box: list[list[float]]) -> list[list[float]]:
+        """The box [[low, high]] an axis. Raises UpsDataError for an axis along which all points lie at one place."""
+        for axis, (low, high) in enumerate(box):
+            if low == high:
+                raise UpsDataError(
+                    f"{self.manifest['task']}: all points have {low:g} as coordinate {axis}, expected several values; "
+                    "convert files without that axis"
+                )
+        return box
 
     def _places(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sample and raw frame of every frame number."""
@@ -130,13 +143,14 @@ class MeshFrames(Frames):
             nodes = self.nodes[k]
             self.coords[k, :nodes], self.mask[k, :nodes] = topology.coords, True
             self.boundary[k, :nodes] = boundary_distance(topology.coords, topology.cells)
+            # What is decoded at the padding is left out, but must be finite: a place where the decoder has learnt.
+            self.coords[k, nodes:], self.boundary[k, nodes:] = self.coords[k, 0], self.boundary[k, 0]
 
     def extent(self) -> tuple[list[list[float]], int]:
         """The box [[low, high]] an axis that holds all meshes, and the nodes of the largest."""
         nodes = self.coords[self.mask].astype(np.float64)
-        return [[float(low), float(high)] for low, high in zip(nodes.min(0), nodes.max(0), strict=True)], max(
-            self.nodes.tolist()
-        )
+        box = np.stack([nodes.min(0), nodes.max(0)], axis=1).tolist()
+        return self._wide(box), int(self.nodes.max())
 
     def read(self, index: np.ndarray, role: str) -> Frame:
         """The role's channels of those frames, with the meshes they live on."""
@@ -181,7 +195,7 @@ class ParticleFrames(Frames):
             [0.0, float(period)] if period > 0 else [position["minimum"], position["maximum"]]
             for period, position in zip(self.reader.box[0], seen, strict=True)
         ]
-        return box, int(self.particles.max())
+        return self._wide(box), int(self.particles.max())
 
     def read(self, index: np.ndarray, role: str) -> Frame:
         """Positions and velocities in those frames; the one role is `state`."""
@@ -200,6 +214,21 @@ class ParticleFrames(Frames):
     def values(self, role: str) -> int:
         """How many numbers the fields of a role are, all frames together."""
         return int(self.particles.sum()) * self.frames * len(self.roles[role])
+
+
+def check_times(manifest: dict, times: np.ndarray) -> None:
+    """Raise UpsDataError unless models can learn from frames at these times [T] of the view."""
+    task = manifest["task"]
+    if "target" in manifest.get("roles", {}) and len(times) > 1:
+        raise UpsDataError(
+            f"{task}: got {len(times)} frames of inputs and solutions, expected one: models learn what solves a static "
+            "problem, not how a solution on a mesh goes on; the data are converted and can be packed"
+        )
+    if uneven := uneven_step(times):
+        raise UpsDataError(
+            f"{task}: time: {uneven}; models go on by one time step: convert frames at equal steps, or choose a "
+            "view.time_stride that leaves such"
+        )
 
 
 def open_frames(folder: str | Path, task: str, split: str, kind: str, view: View) -> Frames:

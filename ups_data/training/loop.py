@@ -24,14 +24,15 @@ from ups_data.training import ranks, tracking
 from ups_data.training.muon import Both
 from ups_data.training.steps import ALL_ALIKE, Batch, Matrices, make_optimiser, set_rate, stepper, uncompiled
 
+APART = 0x9E3779B1  # 2^32 over the golden ratio: its multiples, and so the steps of two seeds, lie far apart in 32 bits
 WARM_UP = 0.05  # share of the steps over which the learning rate rises
 SAVE_EVERY = 30.0  # seconds of work that a kill costs at most; the curve does not depend on it
 CURVE = ("step", "train_loss", "val_loss", "learning_rate")
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers of one training step: the same whether the run was interrupted or not."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+    """Random numbers of one training step: the same whether the run was interrupted or not, others for another seed."""
+    return torch.Generator().manual_seed((APART * seed + step) % (1 << 32))  # torch takes the lower 32 bits alone
 
 
 def learning_rate(step: int, knobs: Optimiser) -> float:

@@ -224,7 +224,8 @@ def train_operator(
     """
     problem, judge = (Problem(cache, autoencoder, device) for cache in (train, val))
     config = autoencoder.config
-    check_augment(knobs.augment, config["kind"], config["periodic"], label)
+    fields = autoencoder.roles[problem.role], problem.parameter_names
+    check_augment(knobs.augment, config["kind"], config["periodic"], label, *fields)
     torch.manual_seed(knobs.seed)
     model = build_operator(operator_config(problem, knobs)).to(device)
     check_conditioning(model.config["conditioning"], judge.parameters, judge.parameter_names, f"{label}: val")
