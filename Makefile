@@ -90,5 +90,7 @@ lock:            ## pin requirements*.in and all they need into requirements*.tx
 	.lock/bin/python -m pip freeze --all --exclude pip | sed 's/+cpu$$//' | grep -vxFf requirements.txt > requirements-dev.txt
 	rm -rf .lock
 
-clean:           ## remove what can be made again (not the DVC cache)
-	rm -rf data/raw data/pdebench data/latent_cache data/gallery artifacts models .state site
+# What was put into data/raw by hand stays, and uploads and downloads that wait.
+clean:           ## remove what can be made again (not the DVC cache, nor raw files)
+	rm -rf data/pdebench data/latent_cache data/gallery artifacts models site
+	find .state -mindepth 1 -maxdepth 1 ! -name sync ! -name download -exec rm -rf {} +

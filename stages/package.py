@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace) -> str:
     knobs = dataset_params(load_params(args.params, args.set), args.task).package
-    registered = Path(args.entries) == Path(registry.ENTRIES)
+    registered = Path(args.entries).resolve() == Path(registry.ENTRIES).resolve()
     if args.codec and args.codec != knobs.codec and registered:
         raise UpsDataError(
             f"--codec {args.codec} is not the knob package.codec ({knobs.codec}), and {registry.ENTRIES} is for what "

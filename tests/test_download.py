@@ -7,12 +7,13 @@ import shutil
 import stat
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests.http_server import Served, md5, serving
 from ups_data import parts, transfer
-from ups_data.catalogue import Entry
+from ups_data.catalogue import ROOT, Entry
 from ups_data.download import STATE, download
 from ups_data.dvc_files import cache_object
 from ups_data.errors import UpsDataError
@@ -216,6 +217,12 @@ def test_a_file_that_changes_under_way_is_started_again(server, place):
         ({"wrong": 10**6}, "sent a body with MD5"),
         ({"body": BODY[:-1]}, "has 10239 bytes, the catalogue says 10240"),
         ({"redirect": "/1"}, "the server cannot be reached: TooManyRedirects"),
+        ({"redirect": "http://["}, "the server cannot be reached: "),
+        ({"status": 429, "headers": {"Retry-After": "\xb2"}}, "answers 429 Too Many Requests, 4 times"),
+        (
+            {"body": BODY + b"more", "length": False, "ranges": False},
+            "sends more than the 10240 bytes that the catalogue",
+        ),
     ],
 )
 def test_a_server_that_will_not_send_the_file_is_one_sentence(server, place, served, sentence):
@@ -229,6 +236,30 @@ def test_an_error_page_without_its_name_is_caught_by_the_checksum(server, place)
     server.files["1"] = Served(page)
     assert "the catalogue says" in failure(server, place, entry(size=None))
     assert not kept(place)
+
+
+def test_a_number_of_thousands_of_digits_in_a_header_is_none():
+    answer = SimpleNamespace(status_code=206, headers={"Content-Range": f"bytes 0-9/{'9' * 5000}"})
+    assert transfer._total(answer) is None
+    assert transfer._total(SimpleNamespace(status_code=200, headers={"Content-Length": "9" * 5000})) is None
+
+
+def test_a_password_in_the_address_is_not_shown(server, place):
+    address = server.url.replace("//", "//someone:secret@")
+    (failure,) = download([entry()], place / "cache", place, address, FAST).failures
+    assert "secret" not in failure and server.url in failure
+
+
+def test_a_link_to_elsewhere_is_copied_into_the_cache_and_left_as_it_is(server, place, tmp_path):
+    mine = tmp_path / "elsewhere.hdf5"
+    mine.write_bytes(BODY)
+    mode = mine.stat().st_mode
+    there = place / ROOT / entry().path
+    there.parent.mkdir(parents=True)
+    there.symlink_to(mine)
+    assert fetch(server, place).present == [entry()] and not server.seen
+    cached = cache_object(place / "cache", entry().md5)
+    assert cached.read_bytes() == BODY and not cached.is_symlink() and mine.stat().st_mode == mode
 
 
 def test_a_silent_server_ends_the_run_at_once(place):
@@ -268,7 +299,10 @@ def test_a_file_finished_but_not_verified_when_killed_is_not_fetched_again(serve
     assert fetch(server, place).fetched == [entry()] and len(server.seen) == asked
 
 
-@pytest.mark.parametrize("damage", ["not JSON", '{"done": 3}', None])
+EMPTY = '{"total": 0, "validator": "", "segment": 0, "done": [0]}'
+
+
+@pytest.mark.parametrize("damage", ["not JSON", '{"done": 3}', EMPTY, None])
 def test_a_damaged_journal_starts_the_file_again(server, place, damage):
     server.files["1"] = Served(BODY)
     part = place / STATE / entry().md5

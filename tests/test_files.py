@@ -67,6 +67,43 @@ def test_what_a_killed_process_left_goes_with_the_next_write_and_what_a_live_one
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "newer")]
 
 
+def test_a_stop_between_two_renames_leaves_the_old_folder(tmp_path, monkeypatch):
+    with files.atomic(tmp_path / "out") as temporary:
+        temporary.mkdir()
+        (temporary / "part").write_text("old")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "replace", stop)
+        with files.atomic(tmp_path / "out") as temporary:
+            temporary.mkdir()
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["out", "out/part"]
+
+
+def test_what_a_kill_between_two_renames_moved_aside_comes_back_or_goes(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    aside = tmp_path / f".out.0123abcd.{files._here()}-{dead.pid}.old"
+    aside.mkdir()
+    (aside / "part").write_text("old")
+    with pytest.raises(RuntimeError), files.atomic(tmp_path / "out"):
+        raise RuntimeError
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == ["out", "out/part"]
+    aside.mkdir()
+    with files.atomic(tmp_path / "out") as temporary:
+        temporary.mkdir()
+    assert [p.name for p in tmp_path.rglob("*")] == ["out"]
+
+
+def test_a_name_as_long_as_names_may_be_can_be_written_again(tmp_path):
+    path = tmp_path / ("x" * 255)
+    for text in ("old", "new"):
+        files.write_text(path, text)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["new"]
+
+
 def test_what_a_process_of_another_machine_makes_stays_for_a_day(tmp_path):
     path, elsewhere = tmp_path / "out", tmp_path / ".out.12345678.0123abcd-999999999.tmp"
     elsewhere.write_text("another's")

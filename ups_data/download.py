@@ -72,7 +72,8 @@ def publish(entries: Sequence[Entry], cache: Path, repository: Path = Path()) ->
 
     Returns the .dvc files that changed.
     """
-    changed = catalogue.keep(entries, repository)
+    with _alone(repository / STATE, wait=True):  # two lists written at once would lose one's files
+        changed = catalogue.keep(entries, repository)
     paths = [
         (catalogue.ROOT / entry.path).as_posix()
         for entry in entries
@@ -84,11 +85,11 @@ def publish(entries: Sequence[Entry], cache: Path, repository: Path = Path()) ->
 
 
 @contextmanager
-def _alone(state: Path) -> Iterator[None]:
+def _alone(state: Path, wait: bool = False) -> Iterator[None]:
     state.mkdir(parents=True, exist_ok=True)
     with open(state / ".lock", "wb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise UpsDataError(f"another download works in {state}; wait for it or stop it") from None
         yield
@@ -104,9 +105,10 @@ class _Verified:
         self.path = path
         self.lock = threading.Lock()
         try:
-            self.known: dict[str, list] = files.read_json(path)
+            known = files.read_json(path)
         except UpsDataError:
-            self.known = {}  # none yet, or one cut off: reading the files again costs time only
+            known = {}  # none yet, or one cut off: reading the files again costs time only
+        self.known = {file: row for file, row in known.items() if isinstance(row, list) and len(row) == 4}
 
     def md5(self, path: Path) -> str:
         """The MD5 of a file, from memory where it is unchanged."""
@@ -239,9 +241,9 @@ def _one(fetcher: Fetcher, part: Part, md5: str, cache: Path, seen: _Verified) -
             return size
         fetcher.advance(-part.clear())
         if not last:
-            console.say(f"{part.url} sent a body with a wrong MD5; fetching it again")
+            console.say(f"{part.shown} sent a body with a wrong MD5; fetching it again")
     raise UpsDataError(
-        f"{part.url} sent a body with MD5 {found}, the catalogue says {md5}; nothing of it is kept, check --base-url"
+        f"{part.shown} sent a body with MD5 {found}, the catalogue says {md5}; nothing of it is kept, check --base-url"
     )
 
 

@@ -76,7 +76,8 @@ def add_to_cache(output: Output, path: Path, md5: Mapping[str, str], cache: Path
         _link(path / inside if inside else path, cache_object(cache, digest))
     if "" not in md5:
         listing = cache_object(cache, output.md5)
-        if not listing.exists():
+        whole = all(cache_object(cache, digest).exists() for digest in md5.values())
+        if whole and not listing.exists():
             with files.atomic(listing) as temporary:
                 temporary.write_bytes(folder_listing(md5))
                 temporary.chmod(READ_ONLY)
@@ -84,14 +85,14 @@ def add_to_cache(output: Output, path: Path, md5: Mapping[str, str], cache: Path
 
 
 def _link(path: Path, entry: Path) -> None:
-    if entry.exists():
-        return
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() or entry.exists():
+        return  # a link to elsewhere: the cache holds bytes, and a file outside of the project stays as it is
     temporary = entry.with_name(f".{uuid.uuid4().hex[:8]}.tmp")
     try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
         os.link(path, temporary)
     except OSError:
-        return  # another disk: DVC hashes the file itself when it is asked to commit
+        return  # another disk, or a cache of others: DVC hashes the file itself when it is asked to commit
     path.chmod(READ_ONLY)
     temporary.rename(entry)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from ups_data.errors import UpsDataError
 
 ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
+LONG_NAME = 200  # bytes of a name that leaves room for what marks a temporary file, of 255 in all
 MANY = 100  # files of a folder that are not worth a flush each
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
 
@@ -77,7 +78,7 @@ def publish(temporary: Path, final: Path) -> None:
         check_file(final)
     sync(temporary)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.old")
+    aside = _beside(final, "old")
     while not _take_place(temporary, final, aside):
         remove(aside)
     remove(aside)
@@ -93,15 +94,16 @@ def _take_place(temporary: Path, final: Path, aside: Path) -> bool:
 
     What was moved aside comes back when the renaming fails.
     """
-    if temporary.is_dir() or (final.is_dir() and not final.is_symlink()):
-        with suppress(FileNotFoundError):  # nothing was there, or another process has just moved it aside
-            final.rename(aside)
     try:
+        if temporary.is_dir() or (final.is_dir() and not final.is_symlink()):
+            with suppress(FileNotFoundError):  # nothing was there, or another process has just moved it aside
+                final.rename(aside)
         temporary.replace(final)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and os.path.lexists(final):
+    except BaseException as error:  # Ctrl-C between the two too
+        taken = os.path.lexists(final)
+        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and taken:
             return False
-        if os.path.lexists(aside):
+        if os.path.lexists(aside) and not taken:
             aside.rename(final)
         raise
     return True
@@ -116,13 +118,26 @@ def atomic(final: str | Path) -> Iterator[Path]:
     final = Path(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     _sweep(final)
-    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}.{_here()}-{os.getpid()}.tmp")
+    temporary = _beside(final, "tmp")
     try:
         yield temporary
         publish(temporary, final)
     except BaseException:
         remove(temporary)
         raise
+
+
+def _beside(final: Path, ending: str) -> Path:
+    """A hidden name beside `final` that no other has, and that tells whose it is."""
+    return final.with_name(f"{_hidden(final)}.{uuid.uuid4().hex[:8]}.{_here()}-{os.getpid()}.{ending}")
+
+
+def _hidden(final: Path) -> str:
+    """How the hidden names of `final` begin: with its name, or a digest of one that leaves no room for more."""
+    name = (
+        final.name if len(os.fsencode(final.name)) <= LONG_NAME else hashlib.sha256(os.fsencode(final.name)).hexdigest()
+    )
+    return f".{name}"
 
 
 @cache
@@ -136,15 +151,18 @@ def _here() -> str:
 
 
 def _sweep(final: Path) -> None:
-    for left in final.parent.glob(f".{glob.escape(final.name)}.*.tmp"):
+    """Remove what dead processes left beside `final`; what one moved aside and could not replace comes back."""
+    for left in final.parent.glob(f"{glob.escape(_hidden(final))}.*.*"):
         with suppress(OSError):  # it was published just now, or is another user's: no reason not to write
-            if _is_abandoned(left):
+            if left.suffix in (".tmp", ".old") and _is_abandoned(left):
+                if left.suffix == ".old" and not os.path.lexists(final):
+                    left.rename(final)
                 remove(left)
 
 
 def _is_abandoned(left: Path) -> bool:
     """Whether a temporary file is that of a process of this machine that is gone, or was not touched for a day."""
-    where, _, process = left.name.removesuffix(".tmp").rpartition(".")[2].partition("-")
+    where, _, process = left.stem.rpartition(".")[2].partition("-")
     if where == _here():
         try:
             os.kill(int(process), 0)
@@ -172,14 +190,18 @@ def write_json(path: str | Path, value: object) -> None:
 def read_json(path: str | Path) -> dict:
     """Read a JSON file that holds an object; a missing or broken one is a sentence."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
     except FileNotFoundError:
         raise UpsDataError(f"{path} is missing; run the stage that writes it (`dvc repro`)") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of thousands of digits, NaN
         raise UpsDataError(f"{path} is not valid JSON ({error}); delete it and run `dvc repro`") from None
     if not isinstance(value, dict):
         raise UpsDataError(f"{path}: got a JSON {type(value).__name__}, expected an object; delete it and `dvc repro`")
     return value
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -32,6 +33,11 @@ class Part:
     def body(self) -> Path:
         """The bytes, in their places."""
         return self.folder / "body"
+
+    @property
+    def shown(self) -> str:
+        """The address without a name and password that may stand in it."""
+        return re.sub(r"//[^/@]*@", "//", self.url, count=1)
 
     @property
     def journal(self) -> Path:
@@ -82,7 +88,7 @@ def open_part(folder: Path, url: str, size: int | None) -> Part:
         whole = part.body.stat().st_size == part.total and size in (None, part.total)
         if not whole or len(part.done) != max(1, -(-part.total // part.segment)):
             part.clear()
-    except (UpsDataError, OSError, KeyError, TypeError, ValueError):
+    except (UpsDataError, OSError, ArithmeticError, KeyError, TypeError, ValueError):
         part.clear()
     return part
 

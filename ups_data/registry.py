@@ -119,14 +119,14 @@ def parse_registry(text: str, where: str) -> dict[str, Entry]:
     try:
         tree = yaml.safe_load(text) or {}
         return _ENTRIES.validate_python(tree)
-    except yaml.YAMLError as error:
-        raise UpsDataError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if part != "[key]") or "the file"
         got = "" if first["type"] == "missing" else f"got {first['input']!r}: "
         message = first["msg"][:1].lower() + first["msg"][1:]
         raise UpsDataError(f"{where}: {key}: {got}{message}; package that dataset again") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2024-13-13, thousands of digits
+        raise UpsDataError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def read_registry(path: str | Path = REGISTRY) -> dict[str, Entry]:
@@ -137,6 +137,8 @@ def read_registry(path: str | Path = REGISTRY) -> dict[str, Entry]:
         raise UpsDataError(
             f"{path} is missing; run this in the project's folder, or make it with `dvc repro`"
         ) from None
+    except UnicodeDecodeError as error:
+        raise UpsDataError(f"{path} is no UTF-8 text ({error}); package that dataset again") from None
     return parse_registry(text, str(path))
 
 
@@ -161,7 +163,7 @@ def read_mirror(folder: str | Path, name: str) -> Mirror | None:
         return Mirror.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UpsDataError(f"{path} is not a record of the mirror ({reason}); delete it and run `make sync`") from None
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 20  # bytes taken from a connection at a time, at most
 JOURNAL_EVERY = 2.0  # seconds between two notes of how far a file is: what a kill can cost
+NUMBER = "[0-9]{1,18}"  # in a header
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # answers that another try may change
 
 
@@ -89,7 +90,7 @@ class Fetcher:
             try:
                 self._collect(part, 0)  # one range: a server that mixes its answers is asked for the whole
             except _Changed as error:
-                raise UpsDataError(f"{part.url} keeps changing ({error}); try again later") from None
+                raise UpsDataError(f"{part.shown} keeps changing ({error}); try again later") from None
 
     def _collect(self, part: Part, segment: int) -> None:
         work: list[Future] = []
@@ -138,12 +139,12 @@ class Fetcher:
                 if tries >= self.policy.attempts:
                     kind = Unreachable if problem.unreachable else UpsDataError
                     raise kind(
-                        f"{part.url}: {problem}, {tries} times; what is there is kept, run the same command to go on"
+                        f"{part.shown}: {problem}, {tries} times; what is there is kept, run the same command to go on"
                     ) from None
                 delay = max(problem.after, self.policy.backoff * 2 ** (tries - 1))
                 if delay > self.policy.longest_wait:
                     raise UpsDataError(
-                        f"{part.url}: {problem} and asks for {delay:.0f} s of patience; run the same command later"
+                        f"{part.shown}: {problem} and asks for {delay:.0f} s of patience; run the same command later"
                     ) from None
                 part.stop.wait(delay)
 
@@ -175,8 +176,8 @@ class Fetcher:
             raise _Transient(reason, unreachable=not answered) from None
         except urllib3.exceptions.HTTPError:
             raise _Transient("the connection was cut") from None
-        except requests.RequestException as error:
-            raise UpsDataError(f"{part.url}: {_reason(error)}; check --base-url") from None
+        except (requests.RequestException, ValueError) as error:  # an address, or a header, that no library reads
+            raise UpsDataError(f"{part.shown}: {_reason(error)}; check --base-url") from None
 
     def _session(self) -> requests.Session:
         import requests
@@ -195,22 +196,22 @@ class Fetcher:
         if status not in (200, 206):
             hint = {401: "it is not public there", 403: "it is not public there", 404: "no such file there"}
             raise UpsDataError(
-                f"{part.url} answers {status} {answer.reason}: {hint.get(status, 'unexpected')}; "
+                f"{part.shown} answers {status} {answer.reason}: {hint.get(status, 'unexpected')}; "
                 "check --base-url or the catalogue"
             )
         if answer.headers.get("Content-Type", "").partition(";")[0].strip() in ("text/html", "application/xhtml+xml"):
             raise UpsDataError(
-                f"{part.url} answers with a web page instead of the file; check --base-url, or try later"
+                f"{part.shown} answers with a web page instead of the file; check --base-url, or try later"
             )
         total = _total(answer)
         if part.size is not None and total not in (None, part.size):
             raise UpsDataError(
-                f"{part.url} has {total} bytes, the catalogue says {part.size}; it is not the official file"
+                f"{part.shown} has {total} bytes, the catalogue says {part.size}; it is not the official file"
             )
         if not part.done:
             self._plan(part, answer, total, segment)
         elif part.total is None:
-            part.total = part.segment = total
+            part.total, part.segment = total, max(1, total or 1)
         elif total not in (None, part.total):
             raise _Changed(f"{part.total} bytes before, {total} now")
         if status == 200 and start:
@@ -223,7 +224,7 @@ class Fetcher:
         if ranged and segment and total is None:
             raise _Changed("a range of a file of unknown length")
         if part.size is None and total:
-            files.require_space(part.folder, total, f"downloading {part.url}")
+            files.require_space(part.folder, total, f"downloading {part.shown}")
             self.expect(total)
         part.plan(total, _validator(answer), segment if ranged else 0)
 
@@ -241,10 +242,13 @@ class Fetcher:
             # read1 gives what has come: a cut costs nothing that was received
             while chunk := answer.raw.read1(CHUNK):
                 at = first + part.done[index]
+                if end is None and part.size is not None and at + len(chunk) > part.size:
+                    self.advance(-part.clear())
+                    raise UpsDataError(f"{part.shown} sends more than the {part.size} bytes that the catalogue says")
                 if end is not None and at + len(chunk) > end:
                     # All of a range may come where a part was asked for, but a file has no more bytes than it said.
                     if end == part.total:
-                        raise UpsDataError(f"{part.url} sends more than the {part.total} bytes it announced")
+                        raise UpsDataError(f"{part.shown} sends more than the {part.total} bytes it announced")
                     chunk = chunk[: end - at]
                 _write_all(file, chunk, at)
                 with part.lock:
@@ -259,7 +263,7 @@ class Fetcher:
         finally:
             os.close(file)
         if part.total is None:
-            part.total = part.segment = part.done[0]  # it has ended: that was its length
+            part.total, part.segment = part.done[0], max(1, part.done[0])  # it has ended: that was its length
         elif first + part.done[index] < end:
             raise _Transient("the body ends early")
 
@@ -275,7 +279,7 @@ def _write_all(file: int, chunk: bytes, at: int) -> None:
 
 def _content_range(answer: requests.Response) -> tuple[int | None, int | None]:
     """First byte and total of `Content-Range: bytes 0-99/1000`; None for what is not said."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(rf"bytes ({NUMBER})-{NUMBER}/({NUMBER}|\*)", answer.headers.get("Content-Range", "").strip())
     if not match:
         return None, None
     return int(match[1]), None if match[2] == "*" else int(match[2])
@@ -285,7 +289,7 @@ def _total(answer: requests.Response) -> int | None:
     if answer.status_code == 206:
         return _content_range(answer)[1]
     length = answer.headers.get("Content-Length", "")
-    return int(length) if length.isdigit() else None
+    return int(length) if re.fullmatch(NUMBER, length) else None
 
 
 def _validator(answer: requests.Response) -> str:
@@ -297,7 +301,7 @@ def _validator(answer: requests.Response) -> str:
 def _retry_after(answer: requests.Response) -> float:
     """Seconds of `Retry-After`, given as a number or as a date; 0 if there is none."""
     value = answer.headers.get("Retry-After", "").strip()
-    if value.isdigit():
+    if re.fullmatch(NUMBER, value):
         return float(value)
     try:
         now = parsedate_to_datetime(answer.headers["Date"])

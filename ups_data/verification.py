@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -83,7 +84,8 @@ def _check_object(entry: Path, md5: str, path: str) -> Finding:
     size = entry.stat().st_size
     if (found := _md5(entry)) == md5:
         return Finding(f"cache of {path}", size)
-    remedy = f"rm -f {entry} && dvc fetch {path} && dvc checkout --force {path}"
+    target = shlex.quote(path)
+    remedy = f"rm -f {shlex.quote(str(entry))} && dvc fetch {target} && dvc checkout --force {target}"
     return Finding(f"cache of {path}", size, f"{entry} has MD5 {found}, dvc.lock says {md5}", remedy)
 
 

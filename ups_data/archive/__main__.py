@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read what is printed went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except MemoryError:
+        return _fail(f"{args.archive}: its index needs more memory than there is; refused", 1)
     except OSError as error:  # a folder that may not be written, a disk that filled up meanwhile
         where = error.filename or getattr(args, "folder", args.archive)
         return _fail(f"{where}: {error.strerror}; name another file or folder, or mend that", 1)

@@ -10,11 +10,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from ups_data.errors import UpsDataError
 
 MAGIC = b"\x89UPK\r\n\x1a\n"  # like PNG's: a transfer that mends line ends or drops the high bit is seen at once
+AXES = 16  # of a block of numbers, at most
 BLOCK_LIMIT = 16 << 20  # bytes of a block once unpacked: what a reader must be ready to hold
 INDEX_LIMIT = 256 << 20  # bytes of the index once unpacked: hundreds of TB in blocks of 4 MB stay below it
 PATH_LIMIT = 1024
@@ -116,10 +117,10 @@ def check_paths(paths: Iterable[str], archive: str) -> None:
         if path in seen:
             raise UpsDataError(f"{archive}: the member {path!r} stands in it twice; refused")
         seen.add(path)
-    for path in seen:
-        for depth in range(1, path.count("/") + 1):
-            if (parent := "/".join(path.split("/")[:depth])) in seen:
-                raise UpsDataError(f"{archive}: {parent!r} is both a file and a folder; refused")
+    # Sorted by folders, what stands under a path comes right after it: a path has no character that sorts before \0.
+    for path, following in pairwise(sorted(seen, key=lambda path: path.replace("/", "\0"))):
+        if following.startswith(f"{path}/"):
+            raise UpsDataError(f"{archive}: {path!r} is both a file and a folder; refused")
 
 
 def check_members(members: Sequence[Member], name: str) -> None:
@@ -148,8 +149,8 @@ def check_coding(method: str, dtype: str = "", shape: Sequence[int] = (), order:
             raise ValueError(f"unknown numbers {dtype!r} of shape {shape!r}")
         if not all(type(n) is int for n in order) or sorted(order) != list(range(len(shape))) or not shape:
             raise ValueError(f"order {order!r} does not match shape {shape!r}")
-        if len(shape) > 16 or math.prod(shape) * int(dtype[1]) > BLOCK_LIMIT:
-            raise ValueError(f"a block of shape {shape!r} is larger than {BLOCK_LIMIT} bytes")
+        if len(shape) > AXES or math.prod(shape) * int(dtype[1]) > BLOCK_LIMIT:
+            raise ValueError(f"a block of shape {shape!r} has over {AXES} axes or is larger than {BLOCK_LIMIT} bytes")
     return Coding(method, dtype, tuple(shape), tuple(order))
 
 

@@ -148,6 +148,8 @@ def _parse(version: int, plain: bytes, digests: bytes, end: int, name: str) -> C
         if max(counts) > len(plain):  # each member and each block has a byte at least: no column is a bomb
             raise ValueError(f"it lists more than its {len(plain)} bytes can hold")
         files, blocks, paths_size, codings_size = counts[0], *counts[-3:]
+        if blocks > end:  # each has a byte at least
+            raise ValueError(f"it lists {blocks} blocks in {end} bytes")
         sizes, together = column(files), [n + 1 for n in column(counts[1])] if version > 2 else [1] * files
         rows = zip(column(blocks), column(blocks), column(blocks), strict=True)
         text = bytes(take(paths_size)).decode()

@@ -9,13 +9,13 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ups_data.archive.format import DTYPES
+from ups_data.archive.format import AXES, DTYPES
 
 BLOCK = 4 << 20  # bytes of a block: large against pcodec's chunk of 1 MB, small against memory
 SMALLEST = 4096  # bytes; a shorter run of numbers is not worth a block of its own
@@ -55,8 +55,11 @@ class Cut:
         return self.name, self.dtype, len(self.shape)
 
 
-def regions(path: Path) -> list[Region]:
-    """The runs of numbers in a file, in the order of their offsets, none overlapping; unknown files have none."""
+def regions(path: Path, member: str) -> list[Region]:
+    """The runs of numbers in a file, in the order of their offsets, none overlapping; unknown files have none.
+
+    `member` is its path in the archive: what stands above the folders of it says nothing.
+    """
     with open(path, "rb") as file:
         start = file.read(8)
     size = path.stat().st_size
@@ -68,9 +71,9 @@ def regions(path: Path) -> list[Region]:
         elif path.suffix == ".safetensors":
             found = _safetensors(path)
         else:
-            found = _zarr_chunk(path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error, RecursionError):
-        found = []  # not what it looks like: its bytes are packed as bytes
+            found = _zarr_chunk(path, list(path.parents)[: member.count("/")])
+    except Exception:  # whatever it is that only looks like such a file: its bytes are packed as bytes
+        found = []
     return _sound(found, size)
 
 
@@ -91,6 +94,7 @@ def _byte_cuts(start: int, end: int) -> Iterator[Cut]:
 
 def _region_cuts(region: Region) -> Iterator[Cut]:
     shape = tuple(n for n in region.shape if n > 1) or (1,)
+    shape = (math.prod(shape[: 1 - AXES]), *shape[1 - AXES :]) if len(shape) > AXES else shape
     item = int(region.dtype[1])
     axis = 0
     while math.prod(shape[axis + 1 :]) * item > BLOCK:
@@ -109,9 +113,10 @@ def _region_cuts(region: Region) -> Iterator[Cut]:
 def _sound(found: list[Region], size: int) -> list[Region]:
     """Sorted, inside the file, without overlap; small neighbours of one type are joined, small loners dropped."""
     sound: list[Region] = []
-    for region in sorted(found, key=lambda r: r.offset):
+    plain = [r for r in found if r.dtype in DTYPES and all(type(n) is int and n > 0 for n in (r.offset + 1, *r.shape))]
+    for region in sorted(plain, key=lambda r: r.offset):
         end = sound[-1].offset + sound[-1].size if sound else 0
-        if region.dtype not in DTYPES or region.size == 0 or region.offset < end or region.offset + region.size > size:
+        if region.offset < end or region.offset + region.size > size:
             continue
         last = sound[-1] if sound else None
         if last and last.dtype == region.dtype and end == region.offset and max(last.size, region.size) < BLOCK // 4:
@@ -150,7 +155,7 @@ def _hdf5(path: Path) -> list[Region]:
         elif (offset := item.id.get_offset()) is not None:
             found.append(Region(offset, code, item.shape, f"{path}:{name}"))
 
-    with h5py.File(path, "r") as file:
+    with h5py.File(path, "r", locking=False) as file:  # one that another process holds has the same bytes
         file.visititems(visit)
     return found
 
@@ -177,9 +182,9 @@ def _safetensors(path: Path) -> list[Region]:
     return found
 
 
-def _zarr_chunk(path: Path) -> list[Region]:
-    """A chunk or shard of a Zarr v3 array whose only codec is `bytes` (little-endian)."""
-    folder = next((p for p in path.parents if (p / "zarr.json").is_file()), None)
+def _zarr_chunk(path: Path, folders: Sequence[Path]) -> list[Region]:
+    """A chunk or shard of a Zarr v3 array, in one of `folders`, whose only codec is `bytes` (little-endian)."""
+    folder = next((p for p in folders if (p / "zarr.json").is_file()), None)
     if folder is None or path.name == "zarr.json":
         return []
     array = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))

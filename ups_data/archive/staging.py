@@ -32,13 +32,19 @@ def staging(target: Path) -> Iterator[Path]:
                     yield folder / "files"
                     return
         finally:
-            files.remove(folder)
+            _remove(folder)
 
 
 def _sweep(folder: Path) -> None:
     try:
         with open(folder / "lock", "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.remove(folder)
+            _remove(folder)
     except OSError:
         return  # alive, just being made, or gone by now
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder of work, the lock last: what a kill leaves of it is swept by the next run."""
+    files.remove(folder / "files")
+    files.remove(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups_data import console, files, registry
+from ups_data.archive.staging import staging
 from ups_data.errors import UpsDataError
 from ups_data.mirror.client import WHY_OFF, Place, client, connect, mode, sentences
 
@@ -42,10 +42,10 @@ def fetch_archive(entry: registry.Entry, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     console.say(f"fetching {packed.file} ({packed.size / 1e6:.1f} MB) from W&B: {copy.artifact}")
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{packed.file}.") as temporary:
-        with sentences(f"{copy.artifact} cannot be downloaded"), _own_cache(Path(temporary) / "cache"):
-            artifact.download(str(Path(temporary) / "data"), path_prefix=packed.file)
-        found = Path(temporary) / "data" / packed.file
+    with staging(folder) as temporary:
+        with sentences(f"{copy.artifact} cannot be downloaded"), _own_cache(temporary / "cache"):
+            artifact.download(str(temporary / "data"), path_prefix=packed.file)
+        found = temporary / "data" / packed.file
         _check(found, packed, copy.artifact)
         files.publish(found, folder / packed.file)
     console.say(f"fetched at {packed.size / 1e6 / max(time.monotonic() - started, 1e-6):.0f} MB/s")
