@@ -131,7 +131,8 @@ def wants(knob: dict[str, Any], schema: dict) -> str:
     kinds = {"integer": "whole number", "number": "number", "boolean": "`true` or `false`", "null": "`null`"}
     text = kinds.get(knob.get("type", ""), "text")
     bounds = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
-    text += "".join(f" {word} {knob[key]:g}" for key, word in bounds.items() if key in knob)
+    # A bound of millions only keeps slips out.
+    text += "".join(f" {word} {knob[key]:g}" for key, word in bounds.items() if abs(knob.get(key, 1e9)) < 1e6)
     return text + (f" matching `{knob['pattern']}`" if "pattern" in knob else "")
 
 

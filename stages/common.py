@@ -27,6 +27,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # beside it does (`make repro`). Set OMP_NUM_THREADS for larger ones.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+INTERRUPTED = "interrupted; run the same command again to go on"
+# What stops a stage, and what Python does about it if nobody said otherwise.
+STOPS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
 NO_MEMORY = re.compile("out of memory|can't allocate memory")  # as torch says it
 # Flags that several stages have: default, metavar, help.
 FLAGS = {
@@ -84,15 +87,15 @@ def repeated(**given: str) -> str:
 
 def count(text: str) -> int:
     """The type of a flag that takes a whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1, of nine digits at most")
     return int(text)
 
 
 def from_zero(text: str) -> int:
     """The type of a flag that takes a whole number from 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0, of nine digits at most")
     return int(text)
 
 
@@ -105,7 +108,7 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
     args = parser.parse_args(argv)
     console.set_level(args.level)
     started = time.monotonic()
-    _settle()
+    _settle(parser.prog)
     try:
         if ending := work(args):
             console.say(f"{ending} ({console.duration(time.monotonic() - started)})")
@@ -119,7 +122,7 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
         )
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        return _fail(parser.prog, "interrupted; run the same command again to go on", 128 + number)
+        return _fail(parser.prog, INTERRUPTED, 128 + number)
     except (MemoryError, RuntimeError) as error:  # torch has an error of its own for either device
         if not isinstance(error, MemoryError) and not NO_MEMORY.search(str(error)):
             raise
@@ -140,7 +143,7 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
                 1,
             )
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            return _fail(parser.prog, f"may not write or read {error.filename}: {error.strerror}", 1)
+            return _fail(parser.prog, f"may not write or read {error.filename or 'a file'}: {error.strerror}", 1)
         if error.filename is None:
             raise
         return _fail(parser.prog, f"{error.filename}: {error.strerror}; name another file or folder", 1)
@@ -148,18 +151,26 @@ def run(work: Callable[[argparse.Namespace], str], parser: argparse.ArgumentPars
 
 
 @cache
-def _settle() -> None:
-    """Once a process: keep what is imported; have SIGTERM (batch systems) and SIGHUP (closed terminals) be a Ctrl-C."""
+def _settle(program: str) -> None:
+    """Once a process: keep what is imported; have SIGTERM (batch systems) and SIGHUP (closed terminals) be a Ctrl-C.
+
+    While a module is imported any of them ends the process at once: an exception there may be swallowed, or leave half
+    a module, and nothing that is being written is lost that a kill would not lose.
+    """
     gc.freeze()  # else garbage is looked for in it again and again, and once more at the end: a tenth of a short stage
 
     def stop(number: int, frame: FrameType | None) -> None:
+        while frame:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(_fail(program, INTERRUPTED, 128 + number))
+            frame = frame.f_back
         raise KeyboardInterrupt(number)
 
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == signal.SIG_DFL:  # not under `nohup`
+        for number, usual in STOPS.items():
+            if signal.getsignal(number) == usual:  # not under `nohup`
                 signal.signal(number, stop)
-                os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))
+                os.register_at_fork(after_in_child=partial(signal.signal, number, usual))
 
 
 def _fail(program: str, sentence: str, status: int) -> int:

@@ -28,8 +28,11 @@ def _work(args: argparse.Namespace) -> str:
     found = [path for path in parts if path.is_file()]
     if not found:
         raise UpsDataError(f"{args.parts} holds no part of a dataset; run `python -m stages.exhibit TASK` first")
-    path = Path(args.out) / "index.html"
-    files.write_text(path, page([files.read_json(part) for part in found]))
+    path, exhibits = Path(args.out) / "index.html", [files.read_json(part) for part in found]
+    for part, exhibit in zip(found, exhibits, strict=True):
+        if exhibit.get("task") != part.stem:
+            raise UpsDataError(f"{part} is no part of the gallery; run `python -m stages.exhibit {part.stem}` again")
+    files.write_text(path, page(exhibits))
     many = f"{len(found)} dataset{'s' * (len(found) > 1)}"
     return f"{path}: {many}, {path.stat().st_size / 1e6:.2f} MB; open it in a browser"
 

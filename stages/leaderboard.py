@@ -30,8 +30,9 @@ def merge(args: argparse.Namespace) -> str:
     table = leaderboard.merge(reports)
     tasks = list(dict.fromkeys(row["task"] for row in table))
     minutes = {task: leaderboard.read_minutes(reports, task) for task in tasks}
+    text = leaderboard.markdown(table, minutes)
     files.write_csv(reports / "leaderboard.csv", leaderboard.COLUMNS, ([*row.values()] for row in table))
-    files.write_text(reports / "leaderboard.md", leaderboard.markdown(table, minutes))
+    files.write_text(reports / "leaderboard.md", text)
     return (
         f"{reports}/leaderboard.md: {len(tasks)} tasks: {', '.join(tasks)}; next: python -m stages.package {tasks[0]}"
     )

@@ -18,7 +18,7 @@ from ups_data import console, registry
 from ups_data.errors import UpsDataError
 from ups_data.params import Params, load_params
 
-AD_HOC = """python -m stages.sync --name tiny --type dataset --path data/tiny.h5 --metadata '{"samples": 8}'"""
+AD_HOC = """python -m stages.sync --name tiny --type dataset --path params.yaml --metadata '{"samples": 8}'"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

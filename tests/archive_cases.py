@@ -18,6 +18,9 @@ from ups_data.archive.format import Block, Member
 from ups_data.files import write_json
 from ups_data.manifest import build_manifest, manifest_path
 from ups_data.params import Splits
+from ups_data.statistics import Moments
+from ups_data.stores import mesh, packed
+from ups_data.stores.grid import create_grid, describe_grid
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = {"pcodec": ".upk", "gzip": ".tar.gz"}
@@ -101,6 +104,10 @@ def converted(folder: Path, task: str, kind: str = "grid", samples: Mapping[str,
     samples = samples or {"train": 6, "val": 2, "test": 2}
     folder.mkdir(parents=True, exist_ok=True)
     fields = {name: waves(count) + i for i, (name, count) in enumerate(samples.items())}
+    groups = {
+        name: [hashlib.md5(f"{name}{i}".encode()).hexdigest() for i in range(count)] for name, count in samples.items()
+    }
+    told = {name: Moments.of(data.reshape(-1, 1)).to_list() for name, data in fields.items()}
     manifest = build_manifest(
         task=task,
         kind=kind,
@@ -108,20 +115,47 @@ def converted(folder: Path, task: str, kind: str = "grid", samples: Mapping[str,
         parameters={"viscosity": ("Nu", np.array([0.01, 0.1]))},
         shape={"resolution": [256], "frames": 41, "time_step": 0.05, "periodic": [True]},
         splits=Splits(protocol="grouped", seed=0, train=0.6, val=0.2, test=0.2),
-        groups={name: [f"{name}{i}" for i in range(count)] for name, count in samples.items()},
+        groups=groups,
         statistics={"channels": {"velocity": {"mean": 0.5, "std": 2.0, "minimum": -1.0, "maximum": 1.0}}, "count": 6},
         files=[{"name": "1D/raw.hdf5", "size": 1000, "samples": 10}],
-        fingerprint=sum(samples.values()),
+        fingerprint=told if kind == "grid" else {name: [moments] for name, moments in told.items()},
+        static_channels=[],
     )
     for split, data in fields.items():
+        facts = {"task": task, "split": split, "manifest": manifest}
         if kind == "grid":
-            with h5py.File(folder / f"{task}_{split}.h5", "w") as file:
-                file["data"] = data[..., None]
-                file["manifest"] = np.bytes_(json.dumps(manifest))
-                file.attrs.update({"task": task, "split": split})
+            _write_grid(folder / f"{task}_{split}.h5", data[..., None], groups[split], facts)
         else:
-            facts = {"task": task, "split": split, "manifest": manifest}
-            group = zarr.create_group(folder / f"{task}_{split}.zarr", attributes=facts)
-            group.create_array("fields", data=data.reshape(-1, 1), **PLAIN)
+            _write_mesh(folder / f"{task}_{split}.zarr", data[..., None], groups[split], facts)
     write_json(manifest_path(folder, task), manifest)
     return manifest
+
+
+def _write_grid(path: Path, data: np.ndarray, groups: list[str], facts: dict) -> None:
+    offset = create_grid(path, data.shape)
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data.astype("<f4").tobytes())
+    rows = np.arange(len(data))
+    arrays = {"time": 0.05 * np.arange(41), "x": np.arange(256) / 256, "parameters": np.full((len(data), 1), 0.1)}
+    arrays |= {"group": np.array(groups, dtype="S32"), "source_file": np.zeros(len(data), "<i4"), "source_row": rows}
+    describe_grid(path, arrays=arrays, channels=["velocity"], parameter_names=["viscosity"], **facts)
+
+
+def _write_mesh(path: Path, data: np.ndarray, groups: list[str], facts: dict) -> None:
+    """The waves on the 256 nodes of a square of 16 x 16."""
+    coords = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
+    corner = (16 * np.arange(15)[:, None] + np.arange(15)).reshape(-1, 1)
+    topology = mesh.Topology.of(coords, np.concatenate([np.add(corner, [0, 1, 17]), np.add(corner, [0, 17, 16])]))
+    times = 0.05 * np.arange(41)
+    samples = [
+        mesh.Sample(times=times, parameters=[0.1], group=group, source_file=0, source_row=row, topology=0)
+        for row, group in enumerate(groups)
+    ]
+    mesh.create_mesh(path, [topology.sizes], samples, dimension=2, channels=1)
+    (places,), fields = mesh.places(path, [topology.sizes], samples, dimension=2, channels=1)
+    for name, run in places.items():
+        run.array.write(run.first, getattr(topology, name))
+    for sample, place in zip(data, fields, strict=True):
+        place["fields"].array.write(place["fields"].first, sample.reshape(-1, 1))
+    packed.describe(path, format=mesh.FORMAT, **facts)

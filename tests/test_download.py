@@ -180,6 +180,15 @@ def test_a_busy_server_is_waited_for(server, place, monkeypatch):
     fetcher.close()
 
 
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("Sun, 06 Nov 1994 08:49:42 GMT", 5.0), ("Sun, 06 Nov 1994 08:49:30 GMT", 0.0), ("soon", 0.0)],
+)
+def test_a_date_to_come_again_is_counted_from_the_servers_own(value, seconds):
+    answer = SimpleNamespace(headers={"Retry-After": value, "Date": "Sun, 06 Nov 1994 08:49:37 GMT"})
+    assert transfer._retry_after(answer) == seconds
+
+
 def test_a_server_that_asks_for_an_hour_is_left_alone(server, place):
     server.files["1"] = Served(BODY, status=503, headers={"Retry-After": "3600"})
     assert "answers 503 Service Unavailable and asks for 3600 s of patience" in failure(server, place)
@@ -328,7 +337,7 @@ def test_a_lying_journal_is_found_out_by_the_checksum(server, place):
 
 def test_a_download_that_does_not_fit_is_not_begun(server, place, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(UpsDataError, match=r"the download needs .* GB but .* free some room"):
+    with pytest.raises(UpsDataError, match=r"the download needs .* but .* free some room"):
         fetch(server, place)
     assert not server.seen
 

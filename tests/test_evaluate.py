@@ -436,3 +436,16 @@ def test_a_rollout_is_kept_in_numbers_that_hold_it(tmp_path, scale, dtype):
     with np.load(tmp_path / "rollouts.npz") as found:
         assert found["truth"].dtype == dtype
         np.testing.assert_allclose(found["truth"], truth, rtol=1e-3)
+
+
+def test_an_evaluation_that_is_stopped_leaves_the_one_before(places, reports, monkeypatch, capsys):
+    folder = reports / TASKS["mesh"]
+    before = {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ups_data.evaluation.record.write_rollouts", stop)
+    assert evaluate.main(flags(places, "mesh", "evaluate")) == 130
+    assert {path: path.read_bytes() for path in reports.rglob("*") if path.is_file()} == before
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]

@@ -357,3 +357,27 @@ def test_the_command_prints_draws_and_names_the_next_one(burgers, tmp_path, caps
     assert stage.main([str(burgers), "--picture", str(picture), "-q"]) == 0
     assert picture.read_bytes() == first
     assert stage.main([str(burgers), "--picture", "p.jpg"]) == 1
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"attributes": []}'])
+def test_a_description_of_a_store_that_is_none_is_a_sentence(points, tmp_path, text, capsys):
+    store = tmp_path / "x.zarr"
+    shutil.copytree(points / "particles_advect_test.zarr", store)
+    (store / "zarr.json").write_text(text)
+    assert stage.main([str(store)]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "zarr" in said
+
+
+def test_an_axis_that_is_no_numbers_is_a_problem_and_drawn_without_it(burgers, tmp_path):
+    with h5py.File(burgers, "r+") as file:
+        file["x-coordinate"][...] = np.nan
+    assert stage.main([str(burgers), "--picture", str(tmp_path / "p.png"), "-q"]) == 0
+    assert (tmp_path / "p.png").stat().st_size > 0
+
+
+def test_a_folder_of_several_splits_asks_for_a_file_in_it(tmp_path, capsys):
+    write_burgers(tmp_path, 8, (0.1,))
+    converted(tmp_path, "*.hdf5", tmp_path / "out")
+    assert stage.main([str(tmp_path / "out")]) == 1
+    assert "is a folder of several files, not of one split's; name a file in it" in capsys.readouterr().err

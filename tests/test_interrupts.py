@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +57,29 @@ def test_ctrl_c_among_workers_ends_all_of_them(turns, work):
             raise
         assert said == "python -m stages.doing: interrupted; run the same command again to go on\n"
         assert process.returncode == 130
+
+
+IMPORTING = """
+import sys
+from stages.common import run, stage_parser
+
+
+def work(args):
+    try:
+        import killed_while_imported
+    except BaseException:
+        pass  # as a library may that imports something of its own
+    return "done"
+
+
+sys.exit(run(work, stage_parser("", "python -m stages.doing it"), []))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_a_module_is_imported_is_not_swallowed(tmp_path, number):
+    (tmp_path / "killed_while_imported.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\nprint('on')\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    ended = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 128 + number and not ended.stdout
+    assert "interrupted; run the same command again" in ended.stderr and ended.stderr.count("\n") == 1

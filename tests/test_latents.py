@@ -359,3 +359,17 @@ def test_a_view_that_differs_is_another_cache(data, models):
     seen = frames_of(data, "grid", view=View(space_stride=1, time_stride=1))
     assert len(seen) > len(frames_of(data, "grid"))
     assert models["grid"].constituents()["view"] == "every 2. point, every 2. frame"
+
+
+def test_data_that_are_no_numbers_are_named_and_training_is_not_blamed(data, models, tmp_path):
+    spoilt = frames_of(data, "grid")
+    read = spoilt.read
+
+    def with_nan(index, role):
+        frame = read(index, role)
+        frame["fields"][np.asarray(index) == spoilt.frames + 2] = np.nan
+        return frame
+
+    spoilt.read = with_nan
+    with pytest.raises(UpsDataError, match=r"^latents: frame 2 of sample 1 of .*_train\.h5 holds more than finite num"):
+        cache_split(models["grid"], spoilt, tmp_path / "cache", LATENTS, device=CPU)

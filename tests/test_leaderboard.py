@@ -143,3 +143,16 @@ def test_an_animation_has_a_frame_a_step_and_the_same_bytes_again(tmp_path):
     assert (tmp_path / "first.gif").read_bytes() == (tmp_path / "second.gif").read_bytes()
     with Image.open(tmp_path / "first.gif") as image:
         assert image.n_frames == 6
+
+
+def test_a_score_that_is_no_number_is_a_sentence_and_changes_nothing(reports, capsys):
+    table = reports / "leaderboard" / "heat.csv"
+    lines = table.read_text().splitlines()
+    lines[3] = ",".join(
+        "x" if column == "nrmse" else value
+        for column, value in zip(leaderboard.COLUMNS, lines[3].split(","), strict=True)
+    )
+    table.write_text("\n".join(lines))
+    assert stage.main(["--reports", str(reports)]) == 1
+    assert "heat.csv, line 4: nrmse is 'x', expected a number" in capsys.readouterr().err
+    assert not (reports / "leaderboard.csv").exists()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import yaml
 
@@ -72,6 +75,35 @@ def test_splits_of_two_conversions_are_not_packaged_together(tmp_path):
     with pytest.raises(UpsDataError, match=r"waves_val.h5 is missing"):
         package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "artifacts", tmp_path / "registry")
     assert tree(tmp_path / "artifacts") == before
+
+
+def _spoil_number(store: Path) -> None:
+    with h5py.File(store, "r+") as file:
+        file["data"][0, 3] = np.nan
+
+
+def _lose_array(store: Path) -> None:
+    shutil.rmtree(store / "edges")
+
+
+def _cut_chunk(store: Path) -> None:
+    os.truncate(next(path for path in (store / "fields" / "c").rglob("*") if path.is_file()), 1000)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spoil", "sentence"),
+    [
+        ("grid", _spoil_number, r"waves_test.h5: its numbers are not those that were converted; fetch it again or run"),
+        ("mesh", _lose_array, r"waves_test.zarr/edges cannot be read"),
+        ("mesh", _cut_chunk, r"waves_test.zarr/fields cannot be read"),
+    ],
+)
+def test_a_damaged_split_is_not_packaged(tmp_path, kind, spoil, sentence):
+    converted(tmp_path / "data", "waves", kind)
+    spoil(tmp_path / "data" / f"waves_test.{'h5' if kind == 'grid' else 'zarr'}")
+    with pytest.raises(UpsDataError, match=sentence):
+        package_dataset("waves", KNOBS, tmp_path / "data", tmp_path / "out", tmp_path / "entries")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "entries").exists()
 
 
 def test_a_manifest_that_was_changed_is_refused(tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -390,3 +393,21 @@ def test_models_that_do_not_belong_together_are_refused(root, tmp_path, capsys):
     save_model(folder / "operator.safetensors", operator.state_dict(), operator.config)
     assert roll_out(tmp_path, "grid", grid_file(root), tmp_path / "r.h5", "--given", "2") == 1
     assert "was trained on the latents of another autoencoder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["grid", "mesh", "particles"])
+def test_what_the_system_refuses_of_the_output_is_not_blamed_on_the_input(root, tmp_path, kind):
+    """A file may not grow beyond 2 kB here, as on a full quota."""
+    source = {"grid": grid_file(root), "mesh": root / "raw/mesh/disk.npz", "particles": root / "raw/particles/0.npz"}
+    flags = ["--task", TASKS[kind], "--models", str(root / "models"), "--params", str(PARAMS), "--device", "cpu"]
+    flags += [] if kind == "mesh" else ["--given", "2"]
+    made = subprocess.run(
+        [sys.executable, "-m", "stages.predict", str(source[kind]), "--out", str(tmp_path / "r.h5"), *flags],
+        cwd=PARAMS.parent,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048)),
+    )
+    assert made.returncode == 1 and "Traceback" not in made.stderr
+    assert f"{tmp_path / 'r.h5'} would be larger than files may be here" in made.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

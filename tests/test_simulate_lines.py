@@ -168,6 +168,20 @@ def test_files_have_the_official_names_keys_shapes_and_attributes(project):
         np.testing.assert_allclose(file["x-coordinate"], (np.arange(32) + 0.5) / 32, rtol=1e-6)
 
 
+def test_a_file_holds_the_solution_of_its_own_equation(project):
+    assert make("burgers1d", "--samples", "3", "--values", "0.1", "--out", "b") == 0
+    assert make("advection1d", "--samples", "3", "--values", "0.4", "--out", "a") == 0
+    functions, x = initial_conditions.draw(0, range(3)), initial_conditions.cell_centres(32)
+    initial = initial_conditions.evaluate(functions, x).astype(np.float32)
+    expected = {
+        "b/1D_Burgers_Sols_Nu0.1.hdf5": burgers.solve(initial, 0.1, TIMES[:4]).numpy(),
+        "a/1D_Advection_Sols_beta0.4.hdf5": advection.solve(functions, 0.4, x, TIMES[:4], "float32"),
+    }
+    for name, solution in expected.items():
+        with h5py.File(project / name) as file:
+            np.testing.assert_allclose(file["tensor"][:], solution, atol=1e-5)
+
+
 def test_all_files_of_both_equations_start_from_the_same_states(project):
     assert make("burgers1d", "--samples", "5", "--values", "0.001", "1", "--out", "sample") == 0
     assert make("advection1d", "--samples", "9", "--values", "0.1", "7", "--out", "sample2") == 0

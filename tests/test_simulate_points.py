@@ -242,3 +242,9 @@ def test_particle_shards_are_the_same_bytes_for_the_same_seed_and_hold_several_b
     assert [checksum(p) for p in first] == [checksum(p) for p in again]
     assert {float(np.load(p)["beta"]) for p in first} == set(particles.BETAS)
     assert len({np.load(p)["positions"][0].tobytes() for p in first}) == 4
+
+
+def test_a_point_just_below_the_box_is_a_neighbour_of_one_just_inside():
+    """Folded into the box it would round to the period itself, which no search takes."""
+    indptr, indices = neighbour_graph(np.array([[-1e-20, 0.5], [0.05, 0.5]]), 0.1, np.ones(2))
+    assert indptr.tolist() == [0, 1, 2] and indices.tolist() == [1, 0]

@@ -66,6 +66,12 @@ def test_an_attribute_of_several_numbers_is_no_parameter_and_refused(tmp_path):
             pass
 
 
+def test_a_parameter_that_is_no_number_is_refused(tmp_path):
+    write_one_array(tmp_path / "raw" / "a.hdf5", line_values(4), {"Nu": "abc"})
+    with pytest.raises(UpsDataError, match=r"a\.hdf5: the attribute Nu is 'abc', expected a number"):
+        converted(tmp_path / "raw", "*.hdf5", tmp_path / "out")
+
+
 def test_what_is_left_behind_is_said_once(tmp_path, capsys):
     raw = write_burgers(tmp_path / "raw")
     for nu, key in ((0.001, "forcing"), (0.1, "forcing"), (1.0, "vorticity")):

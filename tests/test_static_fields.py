@@ -34,7 +34,8 @@ def forced(tmp_path) -> GridFrames:
     data[:] = rng.standard_normal(SHAPE)
     data.flush()
     manifest = {
-        "kind": "grid", "key": "forced", "periodic": [True, True], "static_channels": ["force_x", "force_y"],
+        "kind": "grid", "task": "forced", "key": "forced", "periodic": [True, True],
+        "static_channels": ["force_x", "force_y"],
         "splits": {},
         "statistics": {"channels": {"u": {"mean": 0.0, "std": 1.0, "minimum": -4.0, "maximum": 4.0}}},
     }  # fmt: skip

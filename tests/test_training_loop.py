@@ -14,6 +14,7 @@ from ups_data.models.checkpoint import load_model, save_model, weights_id
 from ups_data.params import Optimiser
 from ups_data.training import loop, muon
 from ups_data.training.publish import publish, state_folder
+from ups_data.training.sampling import evenly
 from ups_data.training.steps import Matrices, make_optimiser, set_rate
 
 KNOBS = Optimiser(steps=40, batch=8, learning_rate=1e-2, seed=3)
@@ -297,3 +298,11 @@ def test_weight_decay_takes_away_from_the_matrices_alone(of_muon):
     optimiser.step()
     assert torch.allclose(model.weight, before["weight"] * (1 - 0.1 * 0.5), atol=1e-6)
     assert torch.allclose(model.bias, before["bias"], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_what_is_chosen_evenly_reaches_from_the_first_to_the_last(count):
+    for total in range(count, 40):
+        chosen = evenly(total, count)
+        assert len(chosen) == len(set(chosen)) == count
+        assert chosen[0] == 0 and (chosen[-1] == total - 1 or count == 1)

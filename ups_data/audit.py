@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import comb
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ups_data import console
+import numpy as np
+
+from ups_data import console, execution
+from ups_data.archive.flow import in_order
 from ups_data.errors import UpsDataError
 from ups_data.manifest import check_split, read_manifest, store_path
 from ups_data.params import SPLITS, Splits
 from ups_data.splits import group_id, leaked_share, split_sizes
+from ups_data.statistics import Moments, merge_all
+
+if TYPE_CHECKING:
+    from ups_data.stores.packed import PackedReader
+
+READ = 64 << 20  # bytes of a grid read at a time
 
 
 @dataclass(frozen=True)
@@ -108,6 +119,70 @@ def _open(path: Path, manifest: dict) -> tuple[object, Iterator[str]]:
 
     reader = GridReader(path)
     return reader, (group_id(reader.data[s, 0][..., by]) for s in range(len(reader)))
+
+
+def check_numbers(path: Path, manifest: dict, split: str) -> None:
+    """Read a split through; raise UpsDataError unless it is whole and its numbers are those that were converted.
+
+    Their count and extremes must be those of the manifest, mean and spread within the rounding of another order.
+    """
+    told = manifest["fingerprint"][split]
+    wanted = [Moments.from_list(part) for part in (told if manifest["kind"] != "grid" else [told])]
+    for found, expected in zip(_moments(path, manifest["kind"]), wanted, strict=True):
+        exact = all(np.array_equal(getattr(found, n), getattr(expected, n)) for n in ("count", "minimum", "maximum"))
+        close = exact and np.allclose(found.mean, expected.mean, rtol=0, atol=1e-5 * np.maximum(expected.std, 1e-300))
+        if not close or not np.allclose(found.m2, expected.m2, rtol=1e-5):
+            raise UpsDataError(
+                f"{path}: its numbers are not those that were converted; fetch it again or run "
+                f"`dvc repro convert@{manifest['task']}`"
+            )
+
+
+def _moments(path: Path, kind: str) -> list[Moments]:
+    """Of the channels of a split, by the array they stand in; all other arrays are read too."""
+    if kind == "grid":
+        from ups_data.stores.grid import GridReader
+
+        return [_merged(GridReader(path).data)]
+    if kind == "mesh":
+        from ups_data.stores.mesh import MeshStore
+
+        meshes = MeshStore(path)
+        for index in np.unique(meshes.topology_of):
+            meshes.topology(int(index))
+        return [_merged(_Rows(meshes, "fields"))]
+    from ups_data.stores.particles import ParticleStore
+
+    particles = ParticleStore(path)
+    for name in ("graph_indptr", "graph_indices"):
+        for rows in _blocks(_Rows(particles, name)):
+            particles.rows(name, rows.start, rows.stop)
+    return [_merged(_Rows(particles, name)) for name in ("positions", "velocities")]
+
+
+class _Rows:
+    """An array of a packed store as something to be cut: a damaged one is a sentence."""
+
+    def __init__(self, store: PackedReader, name: str):
+        self.store, self.name = store, name
+        store.rows(name, 0, 0)
+        self.shape = store.array(name).shape
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.store.rows(self.name, rows.start, rows.stop)
+
+
+def _merged(array: np.ndarray | _Rows) -> Moments:
+    """Moments of an array [.., C], block after block on all cores."""
+    cores = execution.cores()
+    with ThreadPoolExecutor(cores) as pool:
+        parts = in_order(pool, lambda rows: Moments.of(array[rows]), _blocks(array), cores)
+        return merge_all(moments for _, moments in parts)
+
+
+def _blocks(array: np.ndarray | _Rows) -> Iterator[slice]:
+    rows = max(1, READ // (4 * int(np.prod(array.shape[1:]))))
+    return (slice(start, min(start + rows, array.shape[0])) for start in range(0, array.shape[0], rows))
 
 
 def _differences(path: Path, groups: list[str], stored: list[str], listed: list[str]) -> Iterator[str]:

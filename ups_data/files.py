@@ -231,6 +231,9 @@ def require_space(folder: str | Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UpsDataError(
-            f"{what} needs {size / 1e9:.2f} GB but {folder} has {free / 1e9:.2f} GB free; "
-            "free some room or write elsewhere"
+            f"{what} needs {_amount(size)} but {folder} has {_amount(free)} free; free some room or write elsewhere"
         )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e3:.0f} kB"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ups_data import archive, console, files, registry
+from ups_data.audit import check_numbers
 from ups_data.manifest import check_split, manifest_path, read_manifest, store_path
 from ups_data.params import SPLITS, Package
 
@@ -16,13 +17,14 @@ def package_dataset(
 ) -> tuple[Path, registry.Entry]:
     """Pack the splits and the manifest of `task` from `data` into out/<name>.upk (.tar.gz), write its entry.
 
-    The same inputs give the same bytes. Raises UpsDataError where a split is missing or is of another
+    The same inputs give the same bytes. Raises UpsDataError where a split is missing, damaged, or of another
     conversion than the manifest says. Returns the archive and the entry.
     """
     manifest = read_manifest(data, task)
     stores = {s: store_path(data, task, s, manifest["kind"]).name for s in SPLITS if s in manifest["splits"]}
     for split, store in stores.items():
         check_split(manifest, data / store, split)
+        check_numbers(data / store, manifest, split)
     names = [*stores.values(), manifest_path(data, task).name]
     sources = archive.collect(data, names)
     target = out / f"{knobs.name}.{knobs.suffix}"

@@ -8,6 +8,7 @@ therefore stands outside of what DVC tracks, in reports/<task>/minutes.json.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -97,10 +98,21 @@ def merge(reports: str | Path) -> list[dict[str, str]]:
             table = csv.DictReader(file)
             if tuple(table.fieldnames or ()) != COLUMNS:
                 raise UpsDataError(f"{path}: got other columns than {', '.join(COLUMNS)}; run `dvc repro evaluate`")
-            found += table
+            rows = list(table)
+        for number, row in enumerate(rows, 2):
+            if not _is_score(row):
+                raise UpsDataError(f"{path}, line {number}: nrmse is {row['nrmse']!r}, expected a number; run evaluate")
+        found += rows
     if not found:
         raise UpsDataError(f"no {reports}/{FOLDER}/*.csv; write them with `python -m stages.evaluate TASK`")
     return found
+
+
+def _is_score(row: dict[str, str]) -> bool:
+    try:
+        return math.isfinite(float(row["nrmse"]))
+    except (TypeError, ValueError):
+        return False
 
 
 def read_minutes(reports: str | Path, task: str) -> dict[str, dict]:

@@ -16,7 +16,9 @@ autoencoder and operator (SHA-256 of their weights), and as JSON channels, error
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -28,8 +30,10 @@ from ups_data.evaluation.request import Request, Rollout
 from ups_data.models.autoencoder import load_autoencoder
 from ups_data.models.checkpoint import weights_id
 from ups_data.models.operator import load_operator
+from ups_data.stores.grid import writing
 
 FORMAT, VERSION = "ups-data/rollout", 1
+METADATA = 1 << 16  # bytes of a rollout's file beside its fields, or a few less
 
 
 def load_request(
@@ -65,22 +69,45 @@ def predict(source: Path, out: Path, request: Request) -> dict[str, float | int 
         size = 4 * rollout.samples * len(rollout.times) * frames
         files.require_space(out.parent, int(1.01 * size), f"the rollout {out}")
         with files.atomic(out) as temporary:
-            error = _write(temporary, source, request, rollout)
+            _check_room(temporary, int(1.01 * size) + METADATA, out)
+            error = _write(temporary, out, source, request, rollout)
     return {"samples": rollout.samples, "steps": len(rollout.times), "nrmse": error}
 
 
-def _write(path: Path, source: Path, request: Request, rollout: Rollout) -> float | None:
+def _check_room(path: Path, size: int, out: Path) -> None:
+    """Take and give back the room that `out` will need: HDF5 does not survive a file that may not grow further."""
+    try:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from None
+
+
+@contextmanager
+def _created(path: Path, out: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file; what the system refuses on opening and closing is said of `out`."""
+    # The earliest format: its object headers hold no times, so equal rollouts are equal bytes.
+    with writing(out):
+        file = h5py.File(path, "w", libver=("earliest", "latest"))
+    try:
+        yield file
+    finally:
+        with writing(out):
+            file.close()
+
+
+def _write(path: Path, out: Path, source: Path, request: Request, rollout: Rollout) -> float | None:
     """Write the blocks as they come; returns the mean of the errors that are known."""
     shape = rollout.samples, len(rollout.times)
-    # The earliest format: its object headers hold no times, so equal rollouts are equal bytes.
-    with h5py.File(path, "w", libver=("earliest", "latest")) as file:
+    with _created(path, out) as file:
         for name, frame in rollout.frames.items():
             file.create_dataset(name, (*shape, *frame), "<f4")
         errors = np.full((*shape, len(rollout.error_channels)), np.nan)
         with console.progress(f"predict {request.task}", rollout.samples * shape[1], "frame") as bar:
             for block in rollout.blocks:
-                for name, values in block.fields.items():
-                    file[name][block.samples, block.steps] = values
+                with writing(out):
+                    for name, values in block.fields.items():
+                        file[name][block.samples, block.steps] = values
                 if block.errors is not None:
                     errors[block.samples, block.steps][:, : block.errors.shape[1]] = block.errors
                 bar.advance(int(np.prod(next(iter(block.fields.values())).shape[:2])))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ups_data import console, files
+from ups_data.archive.staging import staging
 from ups_data.errors import UpsDataError
 from ups_data.evaluation import leaderboard, metrics
 from ups_data.evaluation.forecast import Forecast, Forecasts, tell_time_step
@@ -193,12 +194,17 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
             board += board_rows(task, more, other, gather(more, points, bar=bar))
     scores, cache = found.scores[points[0]], evaluation.cache.manifest
     result = summary(scores, cache["bytes"] / cache["data_bytes"])
-    files.write_json(folder / "details.json", details(scores, forecasts, protocol(evaluation, forecasts, points[0])))
-    files.write_csv(folder / "error_per_step.csv", *step_table(scores, forecasts, given_frames(evaluation)))
-    files.write_csv(folder / "spectrum.csv", *found.spectrum.table())
-    files.write_csv(folder.parent / leaderboard.FOLDER / f"{task}.csv", leaderboard.COLUMNS, board)
-    _draw(folder, task, kind, forecasts, found, chosen)
-    files.write_json(folder / "metrics.json", result)
+    folder.mkdir(parents=True, exist_ok=True)
+    with staging(folder) as made:  # all of it, or what was there before
+        files.write_json(made / "details.json", details(scores, forecasts, protocol(evaluation, forecasts, points[0])))
+        files.write_csv(made / "error_per_step.csv", *step_table(scores, forecasts, given_frames(evaluation)))
+        files.write_csv(made / "spectrum.csv", *found.spectrum.table())
+        files.write_json(made / "metrics.json", result)
+        files.write_csv(made / "board.csv", leaderboard.COLUMNS, board)
+        _draw(made, task, kind, forecasts, found, chosen)
+        files.publish(made / "board.csv", folder.parent / leaderboard.FOLDER / f"{task}.csv")
+        for path in sorted(made.iterdir()):
+            files.publish(path, folder / path.name)
     return result
 
 

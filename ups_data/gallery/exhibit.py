@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from markdown_it import MarkdownIt
@@ -182,6 +183,11 @@ def latents(cache: Path, task: str) -> dict | None:
         return None
     read = {split: files.read_json(path) for split, path in found.items()}
     test = read["test"]
+    for split, facts in read.items():
+        if missing := {"bytes", "data_bytes", "token_grid", "latent_dim", "reconstruction"} - facts.keys():
+            raise UpsDataError(
+                f"{found[split]} has no {min(missing)}: it describes no latents; run `python -m stages.latents {task}`"
+            )
     size, whole = (sum(facts[key] for facts in read.values()) for key in ("bytes", "data_bytes"))
     return {
         "bytes": size,
@@ -260,7 +266,10 @@ def rollouts(folder: Path, kind: str) -> dict | None:
     path = folder / "rollouts.npz"
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    labels, rows, what = players.rollout_rows(kind, arrays)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        labels, rows, what = players.rollout_rows(kind, arrays)
+    except (ValueError, KeyError, EOFError, BadZipFile):
+        raise UpsDataError(f"{path} is damaged; run `python -m stages.evaluate {folder.name}` again") from None
     return players.player(what, labels, rows, start=len(labels) // 2 if what == "Time" else 0)

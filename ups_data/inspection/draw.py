@@ -33,7 +33,8 @@ def save_picture(path: str | Path, panels: Sequence[Panel], title: str) -> None:
 
 def _draw(axes, panel: Panel) -> None:  # noqa: ANN001 (matplotlib's)
     if panel.points is None:
-        drawn = axes.imshow(panel.values, origin="lower", extent=panel.extent, aspect="auto", cmap="viridis")
+        extent = panel.extent if panel.extent and np.isfinite(panel.extent).all() else None  # a damaged axis
+        drawn = axes.imshow(panel.values, origin="lower", extent=extent, aspect="auto", cmap="viridis")
     elif panel.cells is None:
         drawn = axes.scatter(*panel.points.T, c=panel.values, s=4, cmap="viridis")
     else:

@@ -33,6 +33,7 @@ def look_at_zarr(path: Path, full: bool) -> Look:
         attributes = json.loads((path / "zarr.json").read_text(encoding="utf-8")).get("attributes", {})
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
         raise UpsDataError(f"{path}/zarr.json is not JSON; fetch or convert it again") from None
+    attributes = attributes if isinstance(attributes, dict) else {}
     kinds = {mesh.FORMAT: _mesh_store, particles.FORMAT: _particle_store}
     if attributes.get("format") not in kinds:
         raise UpsDataError(

@@ -72,7 +72,7 @@ def _number(path: Path, name: str, value: object) -> float | None:
     try:
         return float(item)
     except (TypeError, ValueError):
-        return None
+        raise UpsDataError(f"{path}: the attribute {name} is {item!r}, expected a number; mend the file") from None
 
 
 def read_config(path: Path, attributes: Mapping, section: str | None = None, names: Iterable[str] = ()) -> dict:

@@ -45,7 +45,7 @@ def create_grid(path: str | Path, shape: Sequence[int], head: str | Path | None 
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     layout.set_obj_track_times(False)
-    with _writing(path), h5py.File(h5py.h5f.create(str(path).encode(), h5py.h5f.ACC_TRUNC, fapl=access)) as file:
+    with writing(path), h5py.File(h5py.h5f.create(str(path).encode(), h5py.h5f.ACC_TRUNC, fapl=access)) as file:
         space = h5py.h5s.create_simple(tuple(shape))
         data = h5py.h5d.create(file.id, b"data", h5py.h5t.IEEE_F32LE, space, layout)
         offset = data.get_offset()
@@ -83,7 +83,7 @@ def describe_grid(
 
     `static`: the fields of each sample that do not change in time, [X.., C'], taken one at a time.
     """
-    with _writing(path), h5py.File(path, "r+", libver=("earliest", "latest")) as file:
+    with writing(path), h5py.File(path, "r+", libver=("earliest", "latest")) as file:
         for name in sorted(arrays):
             file.create_dataset(name, data=arrays[name])
         for row, values in enumerate(static):
@@ -105,7 +105,7 @@ def describe_grid(
 
 
 @contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
+def writing(path: str | Path) -> Iterator[None]:
     """What the system refused HDF5 is an OSError with its number, which HDF5 writes into the text of its own errors."""
     try:
         yield
@@ -151,6 +151,8 @@ class GridReader:
     def _check_files(self) -> None:
         """Refuse a folder that lacks a file of the split, or has one of another conversion."""
         wanted = self.manifest["splits"].get(self.split, {}).get("shards", [])
+        if self.path.is_dir() and not wanted:
+            raise UpsDataError(f"{self.path} is a folder of several files, not of one split's; name a file in it")
         if self.path.is_dir() and [shard["name"] for shard in wanted] != [file.path.name for file in self.files]:
             raise UpsDataError(
                 f"{self.path}: got {len(self.files)} files, expected {len(wanted)} named as in its manifest; "

@@ -225,7 +225,7 @@ def open_group(path: str | Path, format: str) -> zarr.Group:
         raise UpsDataError(f"{path} is missing; make it with `dvc repro` or fetch it with `dvc pull` or hydrate")
     try:
         group = zarr.open_group(store=zarr.storage.LocalStore(path, read_only=True), mode="r", zarr_format=3)
-    except (GroupNotFoundError, FileNotFoundError, ValueError, KeyError, OSError) as error:
+    except (GroupNotFoundError, FileNotFoundError, ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         raise UpsDataError(f"{path} is not a readable Zarr v3 group ({error}); fetch or convert it again") from None
     got = group.attrs.get("format"), group.attrs.get("version")
     if got != (format, VERSION):

@@ -108,7 +108,7 @@ def grid_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
             "the kind mesh; see darcy2d_mesh in docs/families.md"
         )
     _check_reach(knobs.depth, reader, view)
-    unroll = _fits(knobs.unroll * knobs.bundle, frames)
+    unroll = _fits(knobs.unroll * knobs.bundle, 1, frames, "unroll or bundle")
     time_step = float(reader.time[view.time_stride] - reader.time[0])
     mean, std = _normaliser(reader.manifest, reader.channels + reader.static_channels)
     config = _config("grid", knobs, reader, time_step, mean, std)
@@ -222,7 +222,7 @@ def particle_problem(train: Path, val: Path, knobs: Baseline, view: View, device
     store = stores["train"]
     frames = viewed_frames(store.frames, view)
     check_times(store.manifest, store.times[0, :: view.time_stride])
-    unroll = _fits(knobs.unroll, frames - 1)
+    unroll = _fits(knobs.unroll, 2, frames, "unroll")
     time_step = float(store.times[0, view.time_stride] - store.times[0, 0])
     names = [name for name in store.channels if name.startswith("velocity")]
     mean, std = _normaliser(store.manifest, names)
@@ -286,10 +286,14 @@ def _normaliser(manifest: dict, channels: list[str]) -> tuple[np.ndarray, np.nda
     return np.array([fact["mean"] for fact in facts]), np.where(std > 0, std, 1.0)
 
 
-def _fits(unroll: int, frames: int) -> int:
-    if unroll >= frames:
-        raise UpsDataError(f"baseline.unroll: got {unroll}, but the trajectories have {frames} frames; lower it")
-    return unroll
+def _fits(steps: int, given: int, frames: int, knobs: str) -> int:
+    """The predicted frames of a training window, if it fits the trajectories of the view."""
+    if given + steps > frames:
+        raise UpsDataError(
+            f"baseline: a window of {given} given and {steps} predicted frames does not fit trajectories of {frames}; "
+            f"lower baseline.{knobs}"
+        )
+    return steps
 
 
 def _check_reach(depth: int, reader: GridReader, view: View) -> None:

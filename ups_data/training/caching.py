@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -104,6 +104,7 @@ def cache_split(
         elif not all(math.isfinite(mean) for own in means.values() for mean in own):
             spoilt = "some frames come out of the decoder as no finite numbers"
         if spoilt:
+            _check_finite(frames, blocks, list(autoencoder.roles), label)
             raise UpsDataError(
                 f"{label}: {spoilt}; train the autoencoder longer, on more frames or with a lower latent_dim, or set "
                 "latents.dtype to float32"
@@ -280,3 +281,16 @@ def places(autoencoder: Autoencoder, frames: Frames) -> dict[str, Tensor]:
         "mask": torch.ones(coords.shape[:2], dtype=torch.bool),
         "topology": torch.zeros(frames.samples, dtype=torch.int64),
     }
+
+
+def _check_finite(frames: Frames, blocks: Sequence[np.ndarray], roles: Sequence[str], label: str) -> None:
+    """Raise UpsDataError for the first frame that has something else than numbers: training is not to blame then."""
+    for block in blocks:
+        for role in roles:
+            finite = frames.read(block, role)["fields"].isfinite().flatten(1).all(dim=1)
+            if not finite.all():
+                sample, frame = divmod(int(block[int(finite.int().argmin())]), frames.frames)
+                raise UpsDataError(
+                    f"{label}: frame {frame} of sample {sample} of {frames.reader.path} holds more than finite "
+                    "numbers; fetch it again or convert again"
+                )

@@ -240,7 +240,7 @@ def open_frames(folder: str | Path, task: str, split: str, kind: str, view: View
 
 
 def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` of the frame numbers 0 .. count, evenly spread."""
+    """At most `most` of the frame numbers 0 .. count - 1, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
 
 
