@@ -93,4 +93,4 @@ lock:            ## pin requirements*.in and all they need into requirements*.tx
 # What was put into data/raw by hand stays, and uploads and downloads that wait.
 clean:           ## remove what can be made again (not the DVC cache, nor raw files)
 	rm -rf data/pdebench data/latent_cache data/gallery artifacts models site
-	find .state -mindepth 1 -maxdepth 1 ! -name sync ! -name download -exec rm -rf {} +
+	[ ! -d .state ] || find .state -mindepth 1 -maxdepth 1 ! -name sync ! -name download -exec rm -rf {} +

@@ -164,6 +164,7 @@ def synthetic(folder: Path, shape: tuple[int, ...]) -> Path:
     data.flush()
     manifest = {
         "kind": "grid",
+        "task": "bench",
         "key": "bench",
         "splits": {},
         "periodic": [True],

@@ -1,6 +1,6 @@
 """Collect a dataset's part of the gallery, data/gallery/<task>.json: pictures, histograms, split proof, rollouts.
 
-    python -m stages.exhibit burgers1d
+python -m stages.exhibit burgers1d
 """
 
 from __future__ import annotations

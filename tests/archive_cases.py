@@ -18,6 +18,7 @@ from ups_data.archive.format import Block, Member
 from ups_data.files import write_json
 from ups_data.manifest import build_manifest, manifest_path
 from ups_data.params import Splits
+from ups_data.splits import group_id
 from ups_data.statistics import Moments
 from ups_data.stores import mesh, packed
 from ups_data.stores.grid import create_grid, describe_grid
@@ -104,9 +105,8 @@ def converted(folder: Path, task: str, kind: str = "grid", samples: Mapping[str,
     samples = samples or {"train": 6, "val": 2, "test": 2}
     folder.mkdir(parents=True, exist_ok=True)
     fields = {name: waves(count) + i for i, (name, count) in enumerate(samples.items())}
-    groups = {
-        name: [hashlib.md5(f"{name}{i}".encode()).hexdigest() for i in range(count)] for name, count in samples.items()
-    }
+    where = [] if kind == "grid" else [_square().coords]
+    groups = {name: [group_id(*where, frames[0, :, None]) for frames in data] for name, data in fields.items()}
     told = {name: Moments.of(data.reshape(-1, 1)).to_list() for name, data in fields.items()}
     manifest = build_manifest(
         task=task,
@@ -142,11 +142,15 @@ def _write_grid(path: Path, data: np.ndarray, groups: list[str], facts: dict) ->
     describe_grid(path, arrays=arrays, channels=["velocity"], parameter_names=["viscosity"], **facts)
 
 
-def _write_mesh(path: Path, data: np.ndarray, groups: list[str], facts: dict) -> None:
-    """The waves on the 256 nodes of a square of 16 x 16."""
+def _square() -> mesh.Topology:
+    """A square of 16 x 16 nodes."""
     coords = np.stack(np.meshgrid(np.arange(16.0), np.arange(16.0)), axis=-1).reshape(-1, 2)
     corner = (16 * np.arange(15)[:, None] + np.arange(15)).reshape(-1, 1)
-    topology = mesh.Topology.of(coords, np.concatenate([np.add(corner, [0, 1, 17]), np.add(corner, [0, 17, 16])]))
+    return mesh.Topology.of(coords, np.concatenate([np.add(corner, [0, 1, 17]), np.add(corner, [0, 17, 16])]))
+
+
+def _write_mesh(path: Path, data: np.ndarray, groups: list[str], facts: dict) -> None:
+    topology = _square()
     times = 0.05 * np.arange(41)
     samples = [
         mesh.Sample(times=times, parameters=[0.1], group=group, source_file=0, source_row=row, topology=0)

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -27,7 +28,8 @@ from ups_data.archive import format as layout
 from ups_data.archive import reader
 from ups_data.archive.blocks import decode, encode, encode_by_order
 from ups_data.archive.format import Coding
-from ups_data.archive.layout import regions
+from ups_data.archive.index import index_and_footer
+from ups_data.archive.layout import descriptions, regions
 from ups_data.archive.numbers import page_sizes
 from ups_data.archive.staging import staging
 from ups_data.errors import UpsDataError
@@ -99,7 +101,9 @@ def test_any_bytes_come_back_and_never_grow_by_more_than_the_index(tmp_path_fact
 
 
 def test_numbers_are_found_where_hdf5_zarr_safetensors_and_npy_keep_them(animals):
-    sizes = {p: sum(r.size for r in regions(animals / p, p)) / max(1, len(data)) for p, data in tree(animals).items()}
+    files = {path: animals / path for path in tree(animals)}
+    found = {path: regions(file, descriptions(path, files)) for path, file in files.items()}
+    sizes = {path: sum(r.size for r in found[path]) / max(1, file.stat().st_size) for path, file in files.items()}
     shards = [p for p in sizes if p.startswith("mesh.zarr/fields/c")]
     assert len(shards) == 3
     assert all(sizes[p] > 0.9 for p in ["model.safetensors", "array.npy", *shards])
@@ -150,6 +154,25 @@ def test_a_file_that_lies_about_its_numbers_comes_back_all_the_same(tmp_path, na
     assert (tmp_path / "out" / name).read_bytes() == data
 
 
+def test_an_index_that_does_not_list_what_was_packed_is_found_out_at_once(animals, tmp_path, monkeypatch):
+    def forget(members, seals, blocks):
+        return index_and_footer([replace(members[0], path="another"), *members[1:]], seals, blocks)
+
+    monkeypatch.setattr("ups_data.archive.writer.index_and_footer", forget)
+    with pytest.raises(UpsDataError, match=r"^packing: the index does not list what was packed"):
+        pack_all(animals, tmp_path / "x.upk")
+    assert not list(tmp_path.glob("*.upk*"))
+
+
+def test_an_index_that_needs_more_memory_than_there_is_is_a_sentence(tmp_path, monkeypatch, capsys):
+    def none_left(_):
+        raise MemoryError
+
+    monkeypatch.setattr(reader, "members", none_left)
+    assert command.main(["list", "x.upk"]) == 1
+    assert capsys.readouterr().err == "ups_data.archive: x.upk: its index needs more memory than there is; refused\n"
+
+
 @pytest.mark.parametrize("chunk", [[-256, -256], [0], [10**30], ["x"]])
 def test_a_zarr_array_that_lies_about_its_chunks_comes_back_all_the_same(animals, tmp_path, chunk):
     shutil.copytree(animals / "mesh.zarr" / "fields", tmp_path / "in" / "fields")
@@ -172,6 +195,8 @@ def test_what_stands_above_the_packed_files_and_who_holds_them_changes_no_byte(a
     shutil.copytree(home, tmp_path / "elsewhere")
     with open(tmp_path / "elsewhere" / "grid.h5", "rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as HDF5 does while it writes
+        pack_all(tmp_path / "elsewhere", tmp_path / "two.upk")
+    with h5py.File(tmp_path / "elsewhere" / "grid.h5"):
         pack_all(tmp_path / "elsewhere", tmp_path / "two.upk")
     assert (tmp_path / "one.upk").read_bytes() == (tmp_path / "two.upk").read_bytes()
 

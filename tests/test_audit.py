@@ -1,5 +1,7 @@
 """The audit finds what leaks, from the stored data alone, and passes what does not."""
 
+import shutil
+
 import h5py
 import numpy as np
 import pytest
@@ -7,9 +9,12 @@ import zarr
 
 from stages import audit as stage
 from tests.raw import SPLITS, convert_knobs, line_values, write_burgers, write_darcy, write_flow, write_one_array
-from ups_data.audit import audit, leaks
+from tests.small_data import TASKS, WRITERS
+from ups_data.audit import audit, check_numbers, leaks
 from ups_data.conversion.grid import convert_grid
 from ups_data.conversion.points import convert_points
+from ups_data.errors import UpsDataError
+from ups_data.manifest import read_manifest, store_path
 from ups_data.params import Tracers
 
 
@@ -125,3 +130,21 @@ def test_particles_are_audited_and_a_changed_start_is_found(tmp_path, capsys):
 def test_a_task_that_was_never_converted_is_a_sentence(tmp_path, capsys):
     assert stage.main(["burgers1d", "--data", str(tmp_path)]) == 1
     assert f"{tmp_path}/burgers1d_manifest.json is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_split_read_through_is_what_was_converted(tmp_path, kind):
+    WRITERS[kind](tmp_path)
+    manifest = read_manifest(tmp_path, TASKS[kind])
+    for split in manifest["splits"]:
+        check_numbers(store_path(tmp_path, TASKS[kind], split, kind), manifest, split)
+
+
+@pytest.mark.parametrize("name", ["positions", "velocities", "graph_indptr", "graph_indices"])
+def test_a_particle_store_without_an_array_is_found_by_reading_it_through(tmp_path, name):
+    WRITERS["particles"](tmp_path)
+    manifest, task = read_manifest(tmp_path, TASKS["particles"]), TASKS["particles"]
+    store = store_path(tmp_path, task, "val", "particles")
+    shutil.rmtree(store / name)
+    with pytest.raises(UpsDataError, match=f"val.zarr/{name} cannot be read"):
+        check_numbers(store, manifest, "val")

@@ -1,6 +1,7 @@
 """A download ends with the verified file or with one sentence, whatever the server does."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ import pytest
 from tests.http_server import Served, md5, serving
 from ups_data import parts, transfer
 from ups_data.catalogue import ROOT, Entry
-from ups_data.download import STATE, download
+from ups_data.download import STATE, download, publish
 from ups_data.dvc_files import cache_object
 from ups_data.errors import UpsDataError
 from ups_data.transfer import Policy
@@ -254,9 +255,19 @@ def test_a_number_of_thousands_of_digits_in_a_header_is_none():
 
 
 def test_a_password_in_the_address_is_not_shown(server, place):
-    address = server.url.replace("//", "//someone:secret@")
+    address = server.url.replace("//", "//someone:se@cret@")
     (failure,) = download([entry()], place / "cache", place, address, FAST).failures
-    assert "secret" not in failure and server.url in failure
+    assert "cret" not in failure and server.url in failure
+
+
+def test_two_downloads_list_their_files_one_after_another(place, monkeypatch, capsys):
+    def keep(*_):
+        with open(place / ".state/publish/.hydrate.lock", "rb") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return ["listed"]
+
+    monkeypatch.setattr("ups_data.catalogue.keep", keep)
+    assert publish([], place / "cache", place) == ["listed"]
 
 
 def test_a_link_to_elsewhere_is_copied_into_the_cache_and_left_as_it_is(server, place, tmp_path):

@@ -26,7 +26,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing(tmp_path):
 def test_only_what_was_abandoned_long_ago_is_swept(tmp_path, folder):
     """A younger temporary file may be that of a process at work; other files are never touched."""
     path, other = tmp_path / "out[1]", tmp_path / ".other.1234.tmp"
-    old, young = tmp_path / ".out[1].old.tmp", tmp_path / ".out[1].young.tmp"
+    old, young = tmp_path / ".out[1].0123abcd.tmp", tmp_path / ".out[1].4567abcd.tmp"
     for left in (old, young):
         if folder:
             left.mkdir()
@@ -97,6 +97,18 @@ def test_what_a_kill_between_two_renames_moved_aside_comes_back_or_goes(tmp_path
     assert [p.name for p in tmp_path.rglob("*")] == ["out"]
 
 
+def test_what_a_living_process_and_one_of_another_file_moved_aside_stays(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    kept = [f".out.0123abcd.{files._here()}-{os.getpid()}.old", f".out.x.0123abcd.{files._here()}-{dead.pid}.old"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    with pytest.raises(RuntimeError), files.atomic(tmp_path / "out"):
+        raise RuntimeError
+    assert sorted(p.name for p in tmp_path.iterdir()) == kept
+
+
 def test_a_name_as_long_as_names_may_be_can_be_written_again(tmp_path):
     path = tmp_path / ("x" * 255)
     for text in ("old", "new"):
@@ -112,15 +124,15 @@ def test_what_a_process_of_another_machine_makes_stays_for_a_day(tmp_path):
 
 
 def test_what_may_not_be_removed_is_no_reason_not_to_write(tmp_path, monkeypatch):
-    (tmp_path / ".out.old.tmp").write_text("another's")
-    os.utime(tmp_path / ".out.old.tmp", (0, 0))
+    (tmp_path / ".out.0123abcd.tmp").write_text("another's")
+    os.utime(tmp_path / ".out.0123abcd.tmp", (0, 0))
 
     def refuse(_):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(files, "remove", refuse)
     files._sweep(tmp_path / "out")
-    assert (tmp_path / ".out.old.tmp").exists()
+    assert (tmp_path / ".out.0123abcd.tmp").exists()
 
 
 WRITE_OFTEN = """

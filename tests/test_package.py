@@ -82,6 +82,21 @@ def _spoil_number(store: Path) -> None:
         file["data"][0, 3] = np.nan
 
 
+def _change_number(store: Path) -> None:
+    with h5py.File(store, "r+") as file:
+        file["data"][0, 3, :40] = 0.9 * file["data"][0, 3, :40]
+
+
+def _swap_samples(store: Path) -> None:
+    with h5py.File(store, "r+") as file:
+        file["data"][:] = file["data"][:][::-1]
+
+
+def _spoil_axis(store: Path) -> None:
+    with h5py.File(store, "r+") as file:
+        file["x"][3] = np.nan
+
+
 def _lose_array(store: Path) -> None:
     shutil.rmtree(store / "edges")
 
@@ -94,6 +109,9 @@ def _cut_chunk(store: Path) -> None:
     ("kind", "spoil", "sentence"),
     [
         ("grid", _spoil_number, r"waves_test.h5: its numbers are not those that were converted; fetch it again or run"),
+        ("grid", _change_number, r"waves_test.h5: its numbers are not those that were converted"),
+        ("grid", _swap_samples, r"waves_test.h5: its numbers are not those that were converted"),
+        ("grid", _spoil_axis, r"waves_test.h5: its numbers are not those that were converted"),
         ("mesh", _lose_array, r"waves_test.zarr/edges cannot be read"),
         ("mesh", _cut_chunk, r"waves_test.zarr/fields cannot be read"),
     ],

@@ -25,9 +25,10 @@ from ups_data.splits import group_id, leaked_share, split_sizes
 from ups_data.statistics import Moments, merge_all
 
 if TYPE_CHECKING:
+    from ups_data.stores.grid import GridReader
     from ups_data.stores.packed import PackedReader
 
-READ = 64 << 20  # bytes of a grid read at a time
+READ = 16 << 20  # bytes of an array read at a time, by each core
 
 
 @dataclass(frozen=True)
@@ -122,42 +123,49 @@ def _open(path: Path, manifest: dict) -> tuple[object, Iterator[str]]:
 
 
 def check_numbers(path: Path, manifest: dict, split: str) -> None:
-    """Read a split through; raise UpsDataError unless it is whole and its numbers are those that were converted.
+    """Read a split through; raise UpsDataError unless it is whole and, as far as can be told, what was converted.
 
-    Their count and extremes must be those of the manifest, mean and spread within the rounding of another order.
+    Count and extremes of its channels must be those of the manifest, mean and spread too but for the rounding of
+    another order, and every sample must start as its group says. All else must be finite.
     """
     told = manifest["fingerprint"][split]
     wanted = [Moments.from_list(part) for part in (told if manifest["kind"] != "grid" else [told])]
-    for found, expected in zip(_moments(path, manifest["kind"]), wanted, strict=True):
-        exact = all(np.array_equal(getattr(found, n), getattr(expected, n)) for n in ("count", "minimum", "maximum"))
-        close = exact and np.allclose(found.mean, expected.mean, rtol=0, atol=1e-5 * np.maximum(expected.std, 1e-300))
-        if not close or not np.allclose(found.m2, expected.m2, rtol=1e-5):
-            raise UpsDataError(
-                f"{path}: its numbers are not those that were converted; fetch it again or run "
-                f"`dvc repro convert@{manifest['task']}`"
-            )
+    reader, hashes = _open(path, manifest)
+    found = [_merged(arrays) for arrays in _channels(reader, manifest["kind"])]
+    right = all(map(_alike, found, wanted)) and all(np.isfinite(a).all() for a in _others(reader, manifest["kind"]))
+    if not right or any(_differences(path, list(hashes), reader.groups, manifest["splits"][split]["groups"])):
+        raise UpsDataError(
+            f"{path}: its numbers are not those that were converted; fetch it again or run "
+            f"`dvc repro convert@{manifest['task']}`"
+        )
 
 
-def _moments(path: Path, kind: str) -> list[Moments]:
-    """Of the channels of a split, by the array they stand in; all other arrays are read too."""
+def _alike(found: Moments, expected: Moments) -> bool:
+    exact = all(np.array_equal(getattr(found, n), getattr(expected, n)) for n in ("count", "minimum", "maximum"))
+    close = exact and np.allclose(found.mean, expected.mean, rtol=0, atol=1e-5 * np.maximum(expected.std, 1e-300))
+    return close and np.allclose(found.m2, expected.m2, rtol=1e-5)
+
+
+def _channels(reader: GridReader | PackedReader, kind: str) -> list[list[np.ndarray | _Rows]]:
+    """The arrays [.., C] whose moments the manifest tells together."""
     if kind == "grid":
-        from ups_data.stores.grid import GridReader
+        return [[file.data.reshape(-1, len(reader.channels)) for file in reader.files]]
+    return [[_Rows(reader, name)] for name in (("fields",) if kind == "mesh" else ("positions", "velocities"))]
 
-        return [_merged(GridReader(path).data)]
-    if kind == "mesh":
-        from ups_data.stores.mesh import MeshStore
 
-        meshes = MeshStore(path)
-        for index in np.unique(meshes.topology_of):
-            meshes.topology(int(index))
-        return [_merged(_Rows(meshes, "fields"))]
-    from ups_data.stores.particles import ParticleStore
-
-    particles = ParticleStore(path)
-    for name in ("graph_indptr", "graph_indices"):
-        for rows in _blocks(_Rows(particles, name)):
-            particles.rows(name, rows.start, rows.stop)
-    return [_merged(_Rows(particles, name)) for name in ("positions", "velocities")]
+def _others(reader: GridReader | PackedReader, kind: str) -> Iterator[np.ndarray]:
+    """What a split has beside its channels, a piece at a time."""
+    if kind == "grid":
+        yield reader.time
+        yield from reader.coordinates.values()
+        for file in reader.files:
+            yield from file.static(len(reader.static_channels))
+    elif kind == "mesh":
+        for index in np.unique(reader.topology_of):
+            yield from vars(reader.topology(int(index))).values()
+    else:
+        for rows in (_Rows(reader, "graph_indptr"), _Rows(reader, "graph_indices")):
+            yield from map(rows.__getitem__, _blocks(rows))
 
 
 class _Rows:
@@ -172,11 +180,12 @@ class _Rows:
         return self.store.rows(self.name, rows.start, rows.stop)
 
 
-def _merged(array: np.ndarray | _Rows) -> Moments:
-    """Moments of an array [.., C], block after block on all cores."""
+def _merged(arrays: Sequence[np.ndarray | _Rows]) -> Moments:
+    """Moments of arrays [.., C] together, block after block on all cores."""
     cores = execution.cores()
+    tasks = ((array, rows) for array in arrays for rows in _blocks(array))
     with ThreadPoolExecutor(cores) as pool:
-        parts = in_order(pool, lambda rows: Moments.of(array[rows]), _blocks(array), cores)
+        parts = in_order(pool, lambda task: Moments.of(task[0][task[1]]), tasks, cores)
         return merge_all(moments for _, moments in parts)
 
 

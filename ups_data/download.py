@@ -20,10 +20,12 @@ from ups_data import catalogue, console, files
 from ups_data.catalogue import BASE_URL, Entry
 from ups_data.dvc_files import READ_ONLY, Output, add_to_cache, cache_object, dvc, what_failed
 from ups_data.errors import UpsDataError
+from ups_data.hydrate import locked
 from ups_data.parts import Part, open_part
 from ups_data.transfer import Fetcher, Policy, Unreachable
 
 STATE = Path(".state/download")
+PUBLISHING = Path(".state/publish")
 VERIFIED = "verified.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GENTLE = Policy()
@@ -72,7 +74,7 @@ def publish(entries: Sequence[Entry], cache: Path, repository: Path = Path()) ->
 
     Returns the .dvc files that changed.
     """
-    with _alone(repository / STATE, wait=True):  # two lists written at once would lose one's files
+    with locked(repository / PUBLISHING, "another download lists its files"):  # at once, one's files would be lost
         changed = catalogue.keep(entries, repository)
     paths = [
         (catalogue.ROOT / entry.path).as_posix()
@@ -85,11 +87,11 @@ def publish(entries: Sequence[Entry], cache: Path, repository: Path = Path()) ->
 
 
 @contextmanager
-def _alone(state: Path, wait: bool = False) -> Iterator[None]:
+def _alone(state: Path) -> Iterator[None]:
     state.mkdir(parents=True, exist_ok=True)
     with open(state / ".lock", "wb") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UpsDataError(f"another download works in {state}; wait for it or stop it") from None
         yield

@@ -21,6 +21,7 @@ from pathlib import Path
 from ups_data.errors import UpsDataError
 
 ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
+IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # another process has put something there
 LONG_NAME = 200  # bytes of a name that leaves room for what marks a temporary file, of 255 in all
 MANY = 100  # files of a folder that are not worth a flush each
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
@@ -81,7 +82,8 @@ def publish(temporary: Path, final: Path) -> None:
     aside = _beside(final, "old")
     while not _take_place(temporary, final, aside):
         remove(aside)
-    remove(aside)
+    with suppress(FileNotFoundError):  # another process swept it
+        remove(aside)
     fd = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -98,10 +100,11 @@ def _take_place(temporary: Path, final: Path, aside: Path) -> bool:
         if temporary.is_dir() or (final.is_dir() and not final.is_symlink()):
             with suppress(FileNotFoundError):  # nothing was there, or another process has just moved it aside
                 final.rename(aside)
+                os.utime(aside)  # how old it is tells other machines whether it is abandoned
         temporary.replace(final)
     except BaseException as error:  # Ctrl-C between the two too
         taken = os.path.lexists(final)
-        if isinstance(error, OSError) and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR) and taken:
+        if isinstance(error, OSError) and error.errno in IN_THE_WAY and taken:
             return False
         if os.path.lexists(aside) and not taken:
             aside.rename(final)
@@ -152,9 +155,12 @@ def _here() -> str:
 
 def _sweep(final: Path) -> None:
     """Remove what dead processes left beside `final`; what one moved aside and could not replace comes back."""
-    for left in final.parent.glob(f"{glob.escape(_hidden(final))}.*.*"):
+    hidden = _hidden(final)
+    mark = re.compile(rf"{re.escape(hidden)}\.[0-9a-f]{{8}}(\.[0-9a-f]{{8}}-[0-9]+)?\.(tmp|old)")
+    found = [left for left in final.parent.glob(f"{glob.escape(hidden)}.*") if mark.fullmatch(left.name)]
+    for left in sorted(found, reverse=True, key=_last_touched):
         with suppress(OSError):  # it was published just now, or is another user's: no reason not to write
-            if left.suffix in (".tmp", ".old") and _is_abandoned(left):
+            if _is_abandoned(left):
                 if left.suffix == ".old" and not os.path.lexists(final):
                     left.rename(final)
                 remove(left)
@@ -168,7 +174,18 @@ def _is_abandoned(left: Path) -> bool:
             os.kill(int(process), 0)
         except ProcessLookupError:
             return True
-    return time.time() - max(path.stat().st_mtime for path in (left, *left.rglob("*"))) > ABANDONED
+        except PermissionError:  # another user's
+            pass
+        return False
+    return time.time() - _last_touched(left) > ABANDONED
+
+
+def _last_touched(path: Path) -> float:
+    """When a file, or anything in a folder, was last written; 0 for what is gone."""
+    try:
+        return max(found.stat().st_mtime for found in (path, *path.rglob("*")))
+    except OSError:
+        return 0.0
 
 
 def write_text(path: str | Path, text: str) -> None:

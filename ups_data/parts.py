@@ -37,7 +37,7 @@ class Part:
     @property
     def shown(self) -> str:
         """The address without a name and password that may stand in it."""
-        return re.sub(r"//[^/@]*@", "//", self.url, count=1)
+        return re.sub(r"//[^/]*@", "//", self.url, count=1)
 
     @property
     def journal(self) -> Path:

@@ -177,6 +177,8 @@ class Fetcher:
         except urllib3.exceptions.HTTPError:
             raise _Transient("the connection was cut") from None
         except (requests.RequestException, ValueError) as error:  # an address, or a header, that no library reads
+            if answered and not isinstance(error, requests.RequestException):
+                raise
             raise UpsDataError(f"{part.shown}: {_reason(error)}; check --base-url") from None
 
     def _session(self) -> requests.Session:

@@ -9,9 +9,9 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -55,10 +55,16 @@ class Cut:
         return self.name, self.dtype, len(self.shape)
 
 
-def regions(path: Path, member: str) -> list[Region]:
+def descriptions(member: str, sources: Mapping[str, Path]) -> list[Path]:
+    """The zarr.json of the folders above a member, nearest first, that are packed with it: others say nothing."""
+    names = ((folder / "zarr.json").as_posix() for folder in PurePosixPath(member).parents)
+    return [sources[name] for name in names if name in sources]
+
+
+def regions(path: Path, described: Sequence[Path] = ()) -> list[Region]:
     """The runs of numbers in a file, in the order of their offsets, none overlapping; unknown files have none.
 
-    `member` is its path in the archive: what stands above the folders of it says nothing.
+    `described`: the zarr.json files it may be a chunk of (`descriptions`).
     """
     with open(path, "rb") as file:
         start = file.read(8)
@@ -71,7 +77,7 @@ def regions(path: Path, member: str) -> list[Region]:
         elif path.suffix == ".safetensors":
             found = _safetensors(path)
         else:
-            found = _zarr_chunk(path, list(path.parents)[: member.count("/")])
+            found = _zarr_chunk(path, described)
     except Exception:  # whatever it is that only looks like such a file: its bytes are packed as bytes
         found = []
     return _sound(found, size)
@@ -155,7 +161,7 @@ def _hdf5(path: Path) -> list[Region]:
         elif (offset := item.id.get_offset()) is not None:
             found.append(Region(offset, code, item.shape, f"{path}:{name}"))
 
-    with h5py.File(path, "r", locking=False) as file:  # one that another process holds has the same bytes
+    with open(path, "rb") as plain, h5py.File(plain, "r") as file:  # no lock: who holds it open changes nothing
         file.visititems(visit)
     return found
 
@@ -182,12 +188,11 @@ def _safetensors(path: Path) -> list[Region]:
     return found
 
 
-def _zarr_chunk(path: Path, folders: Sequence[Path]) -> list[Region]:
-    """A chunk or shard of a Zarr v3 array, in one of `folders`, whose only codec is `bytes` (little-endian)."""
-    folder = next((p for p in folders if (p / "zarr.json").is_file()), None)
-    if folder is None or path.name == "zarr.json":
+def _zarr_chunk(path: Path, described: Sequence[Path]) -> list[Region]:
+    """A chunk or shard of the Zarr v3 array described nearest, if its only codec is `bytes` (little-endian)."""
+    if not described or path.name == "zarr.json":
         return []
-    array = json.loads((folder / "zarr.json").read_text(encoding="utf-8"))
+    array, folder = json.loads(described[0].read_text(encoding="utf-8")), described[0].parent
     if array["node_type"] != "array":
         return []
     code = _code(np.dtype(array["data_type"]))

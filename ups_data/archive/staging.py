@@ -26,7 +26,10 @@ def staging(target: Path) -> Iterator[Path]:
         folder.mkdir()
         try:
             with open(folder / "lock", "wb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                except OSError as error:  # a file system without locks: it is said where
+                    raise OSError(error.errno, error.strerror, str(folder)) from None
                 if folder.exists():  # else another run came before the lock, and took the folder for dead
                     (folder / "files").mkdir()
                     yield folder / "files"

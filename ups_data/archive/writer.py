@@ -20,7 +20,7 @@ from ups_data.archive.blocks import Packed, decode, encode, encode_by_order, enc
 from ups_data.archive.flow import FLUSH, Buffers, Flusher, in_order
 from ups_data.archive.format import Coding, Member, Seal, check_paths
 from ups_data.archive.index import HEADER, index_and_footer, read_index
-from ups_data.archive.layout import BLOCK, Cut, Region, cuts, regions
+from ups_data.archive.layout import BLOCK, Cut, Region, cuts, descriptions, regions
 from ups_data.archive.targz import pack_gzip
 from ups_data.errors import UpsDataError
 
@@ -245,7 +245,12 @@ def _tasks(sources: list[_Source], pool: Executor) -> Iterator[_Task]:
         budget -= sum(cut.size for _, cut in parts)
         return _Task(tuple(parts), partial(_encode_mixed, cuts=[cut for _, cut in parts], patient=budget >= 0))
 
-    found = {source: regions(source.path, source.member) for source in sources if source.size < SMALL}
+    packed = {source.member: source.path for source in sources}
+
+    def runs_of(source: _Source) -> list[Region]:
+        return regions(source.path, descriptions(source.member, packed))
+
+    found = {source: runs_of(source) for source in sources if source.size < SMALL}
     small = [source for source, runs in found.items() if source.size < TINY or not runs]
     small.sort(key=lambda source: (bool(found[source]), source.size >= TINY, Path(source.member).suffix, source.member))
     for parts in _together((source, cut) for source in small for cut in _parts(found[source], source.size)):
@@ -254,7 +259,7 @@ def _tasks(sources: list[_Source], pool: Executor) -> Iterator[_Task]:
     for source in sources:
         if source not in alone:
             continue
-        pieces = list(cuts(found.get(source) or regions(source.path, source.member), source.size))
+        pieces = list(cuts(found.get(source) or runs_of(source), source.size))
         for parts in _together((source, cut) for cut in pieces):
             cut = parts[0][1]
             if len(parts) > 1 or not cut.dtype:

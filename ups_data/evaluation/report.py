@@ -195,16 +195,18 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
     scores, cache = found.scores[points[0]], evaluation.cache.manifest
     result = summary(scores, cache["bytes"] / cache["data_bytes"])
     folder.mkdir(parents=True, exist_ok=True)
-    with staging(folder) as made:  # all of it, or what was there before
+    with staging(folder) as made:  # a run that ends before all is there changes nothing
         files.write_json(made / "details.json", details(scores, forecasts, protocol(evaluation, forecasts, points[0])))
         files.write_csv(made / "error_per_step.csv", *step_table(scores, forecasts, given_frames(evaluation)))
         files.write_csv(made / "spectrum.csv", *found.spectrum.table())
         files.write_json(made / "metrics.json", result)
         files.write_csv(made / "board.csv", leaderboard.COLUMNS, board)
         _draw(made, task, kind, forecasts, found, chosen)
-        files.publish(made / "board.csv", folder.parent / leaderboard.FOLDER / f"{task}.csv")
-        for path in sorted(made.iterdir()):
+        board_file, metrics_file = made / "board.csv", made / "metrics.json"
+        for path in sorted(set(made.iterdir()) - {board_file, metrics_file}):
             files.publish(path, folder / path.name)
+        files.publish(metrics_file, folder / metrics_file.name)
+        files.publish(board_file, folder.parent / leaderboard.FOLDER / f"{task}.csv")
     return result
 
 
