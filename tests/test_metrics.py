@@ -14,8 +14,7 @@ X = (np.arange(64) + 0.5) / 64
 
 def nrmse(prediction, target, spread=1.0):
     """PDEBench's nRMSE of fields [S, T, X.., C] by way of the module."""
-    size = metrics.root_mean_square(target)
-    return metrics.relative(metrics.rmse(prediction, target), size, np.full(target.shape[-1], spread)).mean()
+    return metrics.nrmse(prediction, target, np.full(target.shape[-1], spread)).mean()
 
 
 def test_nrmse_is_the_mean_of_the_ratios_not_the_ratio_of_the_means():

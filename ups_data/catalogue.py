@@ -7,7 +7,6 @@ data sources of this project like any other. docs/catalogue.md says why there ar
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import json
 import re
@@ -19,6 +18,7 @@ import yaml
 
 from ups_data import files
 from ups_data.errors import UpsDataError
+from ups_data.knobs import suggest
 from ups_data.params import Dataset
 
 CATALOGUE = Path("data/catalogue")
@@ -153,9 +153,9 @@ def select(entries: Sequence[Entry], words: Sequence[str], datasets: Mapping[str
         found = _task_files(entries, word, datasets[word]) if word in datasets else _named(entries, word)
         if not found:
             known = [*datasets, *dict.fromkeys(entry.family for entry in entries)]
-            close = difflib.get_close_matches(word, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise UpsDataError(f"{word!r} names no official file{hint}; `python -m stages.catalogue` lists them")
+            raise UpsDataError(
+                f"{word!r} names no official file{suggest(word, known)}; `python -m stages.catalogue` lists them"
+            )
         chosen |= {entry.path for entry in found}
     return [entry for entry in entries if entry.path in chosen]
 

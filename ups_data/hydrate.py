@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import re
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -186,8 +185,7 @@ def find_tag(name: str, version: str, repository: Path) -> str:
 
     The name without its `_v1` is taken too: burgers1d-subset@v1.0.0.
     """
-    dashed = name.replace("_", "-")
-    stems = [dashed, re.sub(r"-v[0-9]+$", "", dashed)]
+    stems = registry.tag_stems(name)
     for stem in stems:
         tag = f"{stem}@{version}"
         if command(["git", "rev-parse", "-q", "--verify", f"refs/tags/{tag}^{{commit}}"], repository).returncode == 0:

@@ -6,6 +6,7 @@ An entry says what an archive holds and how to know it again: sizes, checksums, 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -168,6 +169,17 @@ def read_mirror(folder: str | Path, name: str) -> Mirror | None:
         raise UpsDataError(f"{path} is not a record of the mirror ({reason}); delete it and run `make sync`") from None
 
 
+def holds(mirror: Mirror | None, entry: Entry) -> bool:
+    """Whether the mirror has the very archive of the entry."""
+    return bool(mirror and mirror.dataset and mirror.dataset.md5 == entry.archive.md5)
+
+
+def tag_stems(name: str) -> tuple[str, str]:
+    """How git tags call a dataset: burgers1d_subset_v1 is burgers1d-subset-v1 or burgers1d-subset."""
+    dashed = name.replace("_", "-")
+    return dashed, re.sub(r"-v[0-9]+$", "", dashed)
+
+
 def write_mirror(folder: str | Path, name: str, mirror: Mirror) -> None:
     """Write <folder>/<name>.yaml, atomically and with a fixed key order."""
     text = yaml.safe_dump(mirror.model_dump(mode="json"), sort_keys=True, default_flow_style=False)
@@ -187,7 +199,7 @@ def merge(
         if list(one) != [path.stem]:
             raise UpsDataError(f"{path}: expected the one entry {path.stem!r}, got {list(one)}; package it again")
         entry, copies = one[path.stem], read_mirror(mirror, path.stem)
-        if copies and copies.dataset and copies.dataset.md5 == entry.archive.md5:
+        if holds(copies, entry):
             entry = entry.model_copy(update={"wandb": copies})
         entries[path.stem] = entry
     if not entries:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ups_data.evaluation.forecast import Forecast, Forecasts
-from ups_data.evaluation.metrics import relative, rmse, root_mean_square
+from ups_data.evaluation.metrics import fold, nrmse
 from ups_data.evaluation.pictures import ERROR, FIELD, plane
 from ups_data.files import atomic
 from ups_data.parameters import in_words
@@ -129,7 +129,7 @@ def _particles(forecasts: Forecasts, forecast: Forecast, steps: Sequence[int]) -
         start + values[0, steps, :, :dimension] for values in (forecast.truth, forecast.predictions["operator"])
     )
     off = np.linalg.norm(made - true, axis=-1)
-    inside = [np.where(box > 0, np.mod(places, np.where(box > 0, box, 1)), places) for places in (true, made)]
+    inside = [fold(places, box) for places in (true, made)]
     low, high = (np.where(box > 0, end, bound) for end, bound in ((0.0, true.min((0, 1))), (box, true.max((0, 1)))))
     tint = _tint(start)
     most = max(float(np.percentile(off, 99)), 1e-12)
@@ -236,8 +236,7 @@ def _scene(
 
 def _errors(forecasts: Forecasts, forecast: Forecast) -> np.ndarray:
     """nRMSE [1, T, C] of the operator."""
-    errors = rmse(forecast.predictions["operator"], forecast.truth)
-    return relative(errors, root_mean_square(forecast.truth), forecasts.spread)
+    return nrmse(forecast.predictions["operator"], forecast.truth, forecasts.spread)
 
 
 def _range(values: np.ndarray, margin: float) -> tuple[float, float]:

@@ -36,6 +36,11 @@ def relative(errors: np.ndarray, size: np.ndarray, spread: np.ndarray) -> np.nda
     return errors / size.reshape(size.shape + (1,) * (errors.ndim - size.ndim))
 
 
+def nrmse(prediction: np.ndarray, target: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """PDEBench's nRMSE of each sample, step and channel: [S, T, C]."""
+    return relative(rmse(prediction, target), root_mean_square(target), spread)
+
+
 def flat_frames(size: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """Where the target's RMS `size` [S, T, C] is almost nothing beside the channel's spread [C]: bool [S, T, C]."""
     return size < FLAT * np.asarray(spread)
@@ -86,6 +91,12 @@ def minimum_image(difference: np.ndarray, box: np.ndarray) -> np.ndarray:
     """The shortest of the periodic copies of a difference of positions [.., d]; `box` has the periods, 0 for none."""
     box = np.asarray(box)
     return difference - box * np.round(difference / np.where(box > 0, box, np.inf))
+
+
+def fold(positions: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Positions [.., d] inside the periodic box [d]; along an axis without a period (0) they stay where they are."""
+    box = np.asarray(box)
+    return np.where(box > 0, np.mod(positions, np.where(box > 0, box, 1.0)), positions)
 
 
 def displacement(positions: np.ndarray, start: np.ndarray, box: np.ndarray) -> np.ndarray:

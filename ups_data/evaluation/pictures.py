@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageChops
 
 from ups_data.evaluation.forecast import Forecast, Forecasts
-from ups_data.evaluation.metrics import minimum_image, relative, rmse, root_mean_square
+from ups_data.evaluation.metrics import fold, minimum_image, nrmse
 from ups_data.evaluation.spectra import Spectrum
 from ups_data.files import atomic
 from ups_data.parameters import in_words
@@ -85,8 +85,7 @@ def _figure(rows: int, columns: int, width: float = 3.4, height: float = 2.5) ->
 def _caption(forecasts: Forecasts, forecast: Forecast, channel: int) -> str:
     """The parameters of a sample and the nRMSE of the channel drawn."""
     facts = in_words(forecasts.parameter_names, forecasts.parameters[forecast.samples[0]], 3)
-    errors = rmse(forecast.predictions["operator"], forecast.truth)
-    errors = relative(errors, root_mean_square(forecast.truth), forecasts.spread)
+    errors = nrmse(forecast.predictions["operator"], forecast.truth, forecasts.spread)
     return ", ".join([*facts, f"nRMSE {errors[..., channel].mean():.3g}"])
 
 
@@ -190,7 +189,7 @@ def _particles(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
                 axes.plot(*line.T, lw=0.8, color=plt.cm.viridis(speed[:, track].mean() / speed.max()))
             axes.set_title(label, fontsize=9)
         off = np.linalg.norm(made[-1] - true[-1], axis=-1)
-        places = np.where(box > 0, np.mod(true[-1], np.where(box > 0, box, 1)), true[-1])
+        places = fold(true[-1], box)
         points = row[2].scatter(*places[:, :2].T, c=off, s=9, cmap=ERROR, vmin=0)
         plt.colorbar(points, ax=row[2], label="error of the position at the end")
         row[2].set_title(_caption(forecasts, forecast, slice(None)), fontsize=9)
@@ -201,7 +200,7 @@ def _particles(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
 
 def _wrapped(path: np.ndarray, box: np.ndarray) -> np.ndarray:
     """A path [T, 2] inside the box, broken (by a row of NaN) where it crosses a seam."""
-    inside = np.where(box > 0, np.mod(path, np.where(box > 0, box, 1)), path)
+    inside = fold(path, box)
     jumps = np.flatnonzero(
         (np.abs(np.diff(inside, axis=0) - minimum_image(np.diff(inside, axis=0), box)) > 1e-9).any(1)
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.forecast import BATCH_VALUES, batches, to_numpy
-from ups_data.evaluation.metrics import relative, rmse, root_mean_square
+from ups_data.evaluation.metrics import nrmse
 from ups_data.evaluation.request import Block, Request, Rollout, check_even
 from ups_data.models.grid_autoencoder import spacing, static_patches
 from ups_data.sources.grids import open_raw
@@ -129,8 +129,7 @@ def _blocks(
             errors = None
             if known > first:
                 truth = np.stack([seen.fields(row, start + first, start + known, channels) for row in rows])
-                scale = root_mean_square(truth)
-                errors = relative(rmse(made[:, : known - first], truth), scale, request.spread(channels))
+                errors = nrmse(made[:, : known - first], truth, request.spread(channels))
             yield Block(slice(rows[0], rows[-1] + 1), slice(first, stop), {"data": made}, errors)
 
 

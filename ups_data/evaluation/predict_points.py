@@ -12,7 +12,7 @@ import torch
 from ups_data.errors import UpsDataError
 from ups_data.evaluation.advection import carry
 from ups_data.evaluation.forecast import batches, to_numpy
-from ups_data.evaluation.metrics import displacement, minimum_image, relative, rmse, root_mean_square
+from ups_data.evaluation.metrics import displacement, fold, minimum_image, nrmse
 from ups_data.evaluation.request import Block, Request, Rollout, check_even
 from ups_data.geometry import boundary_distance
 from ups_data.sources.mesh_npz import MeshShard
@@ -93,7 +93,7 @@ def _solutions(
         solved = request.operator(latents, parameters, torch.ones(size, device=request.device))
         made = to_numpy(request.autoencoder.decode(solved[:, 0], frame, "target"))[:, None]
         truth = fields[:, None, :, len(inputs) :]
-        errors = relative(rmse(made, truth), root_mean_square(truth), request.spread(channels)) if known else None
+        errors = nrmse(made, truth, request.spread(channels)) if known else None
         yield Block(slice(rows[0], rows[-1] + 1), slice(0, 1), {"data": made}, errors)
 
 
@@ -154,9 +154,8 @@ def _trajectory(
     places, speeds = map(to_numpy, carry(request.autoencoder, future, *last, step, shard.box))
     truth = x[:, given : given + steps], v[:, given : given + steps]
     errors = _errors(request, x[:, given - 1], truth, (places, speeds), step, shard.box) if truth[0].size else None
-    period = np.where(shard.box > 0, shard.box, 1.0)
-    inside = np.where(shard.box > 0, np.mod(places, period), places)
-    yield Block(slice(0, 1), slice(0, steps), {"positions": inside, "velocities": speeds}, errors)
+    fields = {"positions": fold(places, shard.box), "velocities": speeds}
+    yield Block(slice(0, 1), slice(0, steps), fields, errors)
 
 
 def _errors(request: Request, start: np.ndarray, truth: tuple, made: tuple, step: float, box: np.ndarray) -> np.ndarray:
@@ -167,4 +166,4 @@ def _errors(request: Request, start: np.ndarray, truth: tuple, made: tuple, step
     target = np.concatenate([went, v], axis=-1)
     prediction = np.concatenate([went + minimum_image(places - x, box), speeds], axis=-1)
     spread = request.spread(request.autoencoder.roles["state"])
-    return relative(rmse(prediction, target), root_mean_square(target), np.concatenate([step * spread, spread]))
+    return nrmse(prediction, target, np.concatenate([step * spread, spread]))

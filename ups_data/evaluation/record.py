@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ups_data.evaluation.forecast import Forecast, Forecasts
+from ups_data.evaluation.metrics import fold
 from ups_data.files import atomic
 
 
@@ -60,11 +61,10 @@ def _meshes(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
 
 def _particles(kept: Sequence[Forecast]) -> dict[str, np.ndarray]:
     box = np.asarray(kept[0].geometry["box"], dtype=np.float64)
-    period = np.where(box > 0, box, 1.0)
 
     def places(forecast: Forecast, went: np.ndarray) -> np.ndarray:
         reached = forecast.known["start"][0] + went[0, ..., : len(box)]
-        return np.where(box > 0, np.mod(reached, period), reached).astype(np.float32)
+        return fold(reached, box).astype(np.float32)
 
     truth = [places(forecast, forecast.truth) for forecast in kept]
     made = [places(forecast, forecast.predictions["operator"]) for forecast in kept]

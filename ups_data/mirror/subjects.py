@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +97,6 @@ def _revision() -> str | None:
 
 def _tagged_versions(name: str) -> list[str]:
     """The versions that git tags on this commit give the dataset: burgers1d-subset@v1.0.0 -> v1.0.0."""
-    dashed = name.replace("_", "-")
-    stems = (dashed, re.sub(r"-v[0-9]+$", "", dashed))
+    stems = registry.tag_stems(name)
     tags = command(["git", "tag", "--points-at", "HEAD"], Path()).stdout.split()
     return sorted({version for stem, _, version in (tag.rpartition("@") for tag in tags) if stem in stems})

@@ -48,7 +48,7 @@ def sync_dataset(
                 raise
             why = str(error)
     old = registry.read_mirror(folders.records, name)
-    if old and old.dataset and old.dataset.md5 == entry.archive.md5:
+    if registry.holds(old, entry):
         return f"{name}: {why}; still {old.dataset.artifact}"
     registry.write_mirror(folders.records, name, registry.Mirror(dataset=None, models={}))
     return f"{name}: {why}; not mirrored yet, `make sync` uploads it"
@@ -73,11 +73,8 @@ def _copy(mirrored: Mirrored) -> registry.Copy:
 
 def unmirrored(entries: dict[str, registry.Entry], records: Path) -> dict[str, registry.Entry]:
     """The datasets whose archive no record leads to."""
-    known = {name: registry.read_mirror(records, name) for name in entries}
     return {
-        name: entry
-        for name, entry in entries.items()
-        if not ((found := known[name]) and found.dataset and found.dataset.md5 == entry.archive.md5)
+        name: entry for name, entry in entries.items() if not registry.holds(registry.read_mirror(records, name), entry)
     }
 
 
