@@ -334,6 +334,19 @@ def test_a_damaged_journal_starts_the_file_again(server, place, damage):
     assert body_of(place, entry()) == BODY
 
 
+@pytest.mark.parametrize("note", [{"total": 9}, {"done": [0] * 3}, {"segment": 100}])
+def test_a_part_that_is_not_of_this_file_is_thrown_away(tmp_path, note):
+    part = parts.open_part(tmp_path / "part", "http://127.0.0.1/1", 10)
+    part.plan(10, "", 5)
+    part.done = [5, 2]
+    part.save()
+    assert parts.open_part(tmp_path / "part", "http://127.0.0.1/1", 10).done == [5, 2]
+    journal = tmp_path / "part" / "journal.json"
+    journal.write_text(json.dumps(json.loads(journal.read_text()) | note))
+    assert parts.open_part(tmp_path / "part", "http://127.0.0.1/1", 10).done == []
+    assert not (tmp_path / "part").exists()
+
+
 def test_a_lying_journal_is_found_out_by_the_checksum(server, place):
     """After a power cut the disk may not hold what the journal says."""
     server.files["1"] = Served(BODY)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,6 +276,13 @@ def test_latents_that_the_number_format_cannot_hold_are_refused(data, tmp_path):
         write(tmp_path, data, {"grid": model})
     assert not list(tmp_path.iterdir())
     write(tmp_path, data, {"grid": model}, knobs=LATENTS.model_copy(update={"dtype": "float32"}))
+
+
+def test_a_cache_that_does_not_fit_on_the_disk_is_not_begun(data, models, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
+    with pytest.raises(UpsDataError, match=r"needs .* but .* has 0 kB free; free some room"):
+        cache_split(models["grid"], frames_of(data, "grid"), tmp_path / "cache", LATENTS, device=CPU)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_untrained_encoder_is_never_cached(data, models, tmp_path):

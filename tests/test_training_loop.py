@@ -99,6 +99,13 @@ def test_the_moments_of_a_resumed_run_lie_in_memory_as_its_weights_do(tmp_path, 
         assert optimisers[1].state[model.weight][name].stride() == model.weight.stride() == (27, 1, 9, 3)
 
 
+def test_the_environment_names_the_device_where_no_flag_does(monkeypatch):
+    monkeypatch.setenv("UPS_DEVICE", "abacus")
+    with pytest.raises(UpsDataError, match="got 'abacus', expected auto, cpu"):
+        pick_device("auto")
+    assert pick_device("cpu") == torch.device("cpu")
+
+
 def test_a_gpu_is_told_to_add_in_one_order(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # what a user has set stays
