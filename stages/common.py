@@ -87,15 +87,17 @@ def repeated(**given: str) -> str:
 
 def count(text: str) -> int:
     """The type of a flag that takes a whole number from 1."""
-    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1, of nine digits at most")
-    return int(text)
+    return _whole(text, 1)
 
 
 def from_zero(text: str) -> int:
     """The type of a flag that takes a whole number from 0."""
-    if not re.fullmatch("[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0, of nine digits at most")
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}, of nine digits at most")
     return int(text)
 
 

@@ -20,7 +20,6 @@ from ups_data import catalogue, console, files
 from ups_data.catalogue import BASE_URL, Entry
 from ups_data.dvc_files import READ_ONLY, Output, add_to_cache, cache_object, dvc, what_failed
 from ups_data.errors import UpsDataError
-from ups_data.hydrate import locked
 from ups_data.parts import Part, open_part
 from ups_data.transfer import Fetcher, Policy, Unreachable
 
@@ -74,7 +73,8 @@ def publish(entries: Sequence[Entry], cache: Path, repository: Path = Path()) ->
 
     Returns the .dvc files that changed.
     """
-    with locked(repository / PUBLISHING, "another download lists its files"):  # at once, one's files would be lost
+    # Two lists written at once would lose one's files.
+    with files.locked(repository / PUBLISHING, "another download lists its files"):
         changed = catalogue.keep(entries, repository)
     paths = [
         (catalogue.ROOT / entry.path).as_posix()

@@ -76,8 +76,7 @@ def add_to_cache(output: Output, path: Path, md5: Mapping[str, str], cache: Path
         _link(path / inside if inside else path, cache_object(cache, digest))
     if "" not in md5:
         listing = cache_object(cache, output.md5)
-        whole = all(cache_object(cache, digest).exists() for digest in md5.values())
-        if whole and not listing.exists():
+        if not listing.exists() and all(cache_object(cache, digest).exists() for digest in md5.values()):
             with files.atomic(listing) as temporary:
                 temporary.write_bytes(folder_listing(md5))
                 temporary.chmod(READ_ONLY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fcntl
 import glob
 import hashlib
 import io
@@ -18,10 +19,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from ups_data import console
 from ups_data.errors import UpsDataError
 
 ABANDONED = 24 * 3600  # seconds after which a temporary file is taken for that of a process that was killed
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # another process has put something there
+LOCK = ".hydrate.lock"  # in the folder that a process has to itself
 LONG_NAME = 200  # bytes of a name that leaves room for what marks a temporary file, of 255 in all
 MANY = 100  # files of a folder that are not worth a flush each
 HASH_BLOCK = 8 << 20  # bytes read at a time: large enough that the hash, not the call, is the cost
@@ -137,10 +140,8 @@ def _beside(final: Path, ending: str) -> Path:
 
 def _hidden(final: Path) -> str:
     """How the hidden names of `final` begin: with its name, or a digest of one that leaves no room for more."""
-    name = (
-        final.name if len(os.fsencode(final.name)) <= LONG_NAME else hashlib.sha256(os.fsencode(final.name)).hexdigest()
-    )
-    return f".{name}"
+    name = os.fsencode(final.name)
+    return f".{final.name}" if len(name) <= LONG_NAME else f".{hashlib.sha256(name).hexdigest()}"
 
 
 @cache
@@ -158,7 +159,7 @@ def _sweep(final: Path) -> None:
     hidden = _hidden(final)
     mark = re.compile(rf"{re.escape(hidden)}\.[0-9a-f]{{8}}(\.[0-9a-f]{{8}}-[0-9]+)?\.(tmp|old)")
     found = [left for left in final.parent.glob(f"{glob.escape(hidden)}.*") if mark.fullmatch(left.name)]
-    for left in sorted(found, reverse=True, key=_last_touched):
+    for left in sorted(found, reverse=True, key=_touched):
         with suppress(OSError):  # it was published just now, or is another user's: no reason not to write
             if _is_abandoned(left):
                 if left.suffix == ".old" and not os.path.lexists(final):
@@ -172,20 +173,31 @@ def _is_abandoned(left: Path) -> bool:
     if where == _here():
         try:
             os.kill(int(process), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's
-            pass
+        except OSError as error:
+            return error.errno == errno.ESRCH  # else another user's
         return False
-    return time.time() - _last_touched(left) > ABANDONED
+    return time.time() - max(map(_touched, (left, *left.rglob("*")))) > ABANDONED
 
 
-def _last_touched(path: Path) -> float:
-    """When a file, or anything in a folder, was last written; 0 for what is gone."""
+def _touched(path: Path) -> float:
+    """When a file or folder was last written; 0 for what is gone."""
     try:
-        return max(found.stat().st_mtime for found in (path, *path.rglob("*")))
+        return path.stat().st_mtime
     except OSError:
         return 0.0
+
+
+@contextmanager
+def locked(folder: Path, waiting: str) -> Iterator[None]:
+    """Hold the folder's lock; says `waiting` once where another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "wb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.say(f"{waiting}; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: str | Path, text: str) -> None:

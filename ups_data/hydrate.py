@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -14,11 +12,11 @@ from typing import Literal, get_args
 from ups_data import archive, console, execution, files, registry
 from ups_data.dvc_files import add_to_cache, cache_folder, cache_object, command, dvc, locked_outputs, what_failed
 from ups_data.errors import UpsDataError
+from ups_data.files import locked
 from ups_data.manifest import check_split, read_manifest
 from ups_data.mirror.fetch import fetch_archive
 from ups_data.packaging import item as item_of
 
-LOCK = ".hydrate.lock"
 ABSENT = "neither locally nor on remote"  # what `dvc fetch` warns of, and ends with 0; of a damaged object it does not
 CHECK_REMOTE = "check the remote (`dvc remote list`) and that it was pushed (`make push`)"
 Source = Literal["dvc", "wandb"]  # whom to ask for an archive
@@ -162,19 +160,6 @@ def _md5s(root: Path, path: str, known: dict[str, str]) -> dict[str, str]:
     names = [p.relative_to(root).as_posix() for p in found]
     digests = [known.get(name) or files.checksum(root / name, "md5") for name in names]
     return {name.removeprefix(path).lstrip("/"): digest for name, digest in zip(names, digests, strict=True)}
-
-
-@contextmanager
-def locked(folder: Path, waiting: str) -> Iterator[None]:
-    """Hold the folder's lock; says `waiting` once where another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.say(f"{waiting}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 # --- which dataset -------------------------------------------------------------------------------

@@ -53,12 +53,17 @@ class Part:
     def plan(self, total: int | None, validator: str, segment: int) -> None:
         """Lay out the body: `total` bytes in ranges of `segment`, in one range if that is 0."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.total, self.validator = total, validator
-        self.segment = segment or max(1, total or 1)
+        self.validator = validator
+        self.know(total)
+        self.segment = segment or self.segment
         self.done = [0] * max(1, -(-(total or 0) // self.segment))
         self.saved = time.monotonic()
         with open(self.body, "wb") as file:
             file.truncate(total or 0)
+
+    def know(self, total: int | None) -> None:
+        """Take note of the length, of a file in one range."""
+        self.total, self.segment = total, max(1, total or 1)
 
     def save(self) -> None:
         """Note what is there, once it is on the disk."""

@@ -213,7 +213,7 @@ class Fetcher:
         if not part.done:
             self._plan(part, answer, total, segment)
         elif part.total is None:
-            part.total, part.segment = total, max(1, total or 1)
+            part.know(total)
         elif total not in (None, part.total):
             raise _Changed(f"{part.total} bytes before, {total} now")
         if status == 200 and start:
@@ -265,7 +265,7 @@ class Fetcher:
         finally:
             os.close(file)
         if part.total is None:
-            part.total, part.segment = part.done[0], max(1, part.done[0])  # it has ended: that was its length
+            part.know(part.done[0])  # it has ended: that was its length
         elif first + part.done[index] < end:
             raise _Transient("the body ends early")
 

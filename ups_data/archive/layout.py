@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -55,16 +55,16 @@ class Cut:
         return self.name, self.dtype, len(self.shape)
 
 
-def descriptions(member: str, sources: Mapping[str, Path]) -> list[Path]:
-    """The zarr.json of the folders above a member, nearest first, that are packed with it: others say nothing."""
+def description(member: str, sources: Mapping[str, Path]) -> Path | None:
+    """The nearest zarr.json above a member that is packed with it: others say nothing."""
     names = ((folder / "zarr.json").as_posix() for folder in PurePosixPath(member).parents)
-    return [sources[name] for name in names if name in sources]
+    return next((sources[name] for name in names if name in sources), None)
 
 
-def regions(path: Path, described: Sequence[Path] = ()) -> list[Region]:
+def regions(path: Path, described: Path | None = None) -> list[Region]:
     """The runs of numbers in a file, in the order of their offsets, none overlapping; unknown files have none.
 
-    `described`: the zarr.json files it may be a chunk of (`descriptions`).
+    `described`: the zarr.json of the array it may be a chunk of (`description`).
     """
     with open(path, "rb") as file:
         start = file.read(8)
@@ -188,11 +188,11 @@ def _safetensors(path: Path) -> list[Region]:
     return found
 
 
-def _zarr_chunk(path: Path, described: Sequence[Path]) -> list[Region]:
-    """A chunk or shard of the Zarr v3 array described nearest, if its only codec is `bytes` (little-endian)."""
-    if not described or path.name == "zarr.json":
+def _zarr_chunk(path: Path, described: Path | None) -> list[Region]:
+    """A chunk or shard of the Zarr v3 array so described, if its only codec is `bytes` (little-endian)."""
+    if described is None or path.name == "zarr.json":
         return []
-    array, folder = json.loads(described[0].read_text(encoding="utf-8")), described[0].parent
+    array, folder = json.loads(described.read_text(encoding="utf-8")), described.parent
     if array["node_type"] != "array":
         return []
     code = _code(np.dtype(array["data_type"]))

@@ -21,8 +21,8 @@ from ups_data.archive.blocks import decode
 from ups_data.archive.flow import BUFFER, FLUSH, Buffers, Flusher, in_order
 from ups_data.archive.format import MAGIC, Block, Contents, Member, Seal
 from ups_data.archive.index import read_index
-from ups_data.archive.staging import staging
 from ups_data.errors import UpsDataError
+from ups_data.staging import staging
 
 SMALL = 1 << 20  # bytes of a file that is sent to the disk by itself
 ROOM = 16 << 20  # bytes to spare for folders and names

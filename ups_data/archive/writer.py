@@ -20,7 +20,7 @@ from ups_data.archive.blocks import Packed, decode, encode, encode_by_order, enc
 from ups_data.archive.flow import FLUSH, Buffers, Flusher, in_order
 from ups_data.archive.format import Coding, Member, Seal, check_paths
 from ups_data.archive.index import HEADER, index_and_footer, read_index
-from ups_data.archive.layout import BLOCK, Cut, Region, cuts, descriptions, regions
+from ups_data.archive.layout import BLOCK, Cut, Region, cuts, description, regions
 from ups_data.archive.targz import pack_gzip
 from ups_data.errors import UpsDataError
 
@@ -248,7 +248,7 @@ def _tasks(sources: list[_Source], pool: Executor) -> Iterator[_Task]:
     packed = {source.member: source.path for source in sources}
 
     def runs_of(source: _Source) -> list[Region]:
-        return regions(source.path, descriptions(source.member, packed))
+        return regions(source.path, description(source.member, packed))
 
     found = {source: runs_of(source) for source in sources if source.size < SMALL}
     small = [source for source, runs in found.items() if source.size < TINY or not runs]

@@ -24,6 +24,7 @@ VALUES, SAMPLES = 2_000_000, 256  # counted at most for a histogram, evenly over
 BINS = 48
 FEW = 16  # values of a parameter that are told apart
 SQUARES = 1200  # initial conditions drawn one by one
+LATENT_FACTS = {"bytes", "data_bytes", "token_grid", "latent_dim", "dtype", "key", "reconstruction"}  # that are shown
 MODELS = ("operator", "baseline", "persistence", "mean", "roundtrip")
 PROSE_ENDS = "Good to know"  # the last section of a card that is written by hand
 
@@ -184,7 +185,7 @@ def latents(cache: Path, task: str) -> dict | None:
     read = {split: files.read_json(path) for split, path in found.items()}
     test = read["test"]
     for split, facts in read.items():
-        if missing := {"bytes", "data_bytes", "token_grid", "latent_dim", "reconstruction"} - facts.keys():
+        if missing := LATENT_FACTS - facts.keys():
             raise UpsDataError(
                 f"{found[split]} has no {min(missing)}: it describes no latents; run `python -m stages.latents {task}`"
             )

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ups_data import console, files, registry
-from ups_data.archive.staging import staging
 from ups_data.errors import UpsDataError
 from ups_data.mirror.client import WHY_OFF, Place, client, connect, mode, sentences
+from ups_data.staging import staging
 
 if TYPE_CHECKING:
     import wandb

@@ -125,14 +125,16 @@ def sync_waiting(knobs: Sync) -> Iterator[str]:
     for path in sorted(WAITING.glob("*.json")):
         wish = files.read_json(path)
         try:
-            where, named = Place(**wish.pop("where")), wish["name"]
-            gone = [p for p in wish["files"].values() if not Path(p).is_file()]
+            where = Place(**wish.pop("where"))
+            lists = {"aliases": tuple(wish["aliases"]), "files": {name: Path(p) for name, p in wish["files"].items()}}
+            request = Request(**wish | lists)
         except (KeyError, TypeError, AttributeError):
             raise UpsDataError(f"{path} is not an upload that waits; delete it and ask for the upload again") from None
-        if gone:
-            raise UpsDataError(f"{gone[0]}, waiting to be uploaded in {named}, is gone; delete {path} or restore it")
-        lists = {"aliases": tuple(wish["aliases"]), "files": {name: Path(p) for name, p in wish["files"].items()}}
-        mirrored = mirror(connect(where), where, Request(**{**wish, **lists}), knobs)
+        if gone := [file for file in request.files.values() if not file.is_file()]:
+            raise UpsDataError(
+                f"{gone[0]}, waiting to be uploaded in {request.name}, is gone; delete {path} or restore it"
+            )
+        mirrored = mirror(connect(where), where, request, knobs)
         path.unlink()
         yield f"{mirrored.artifact}: {mirrored.done}"
     if runs := offline_runs():

@@ -33,11 +33,12 @@ def check_augment(
         raise UpsDataError(f"{label}: train.augment {list(augment)} needs a grid with a periodic axis; take it out")
     if "reflection" in augment and len(periodic) != 1:
         raise UpsDataError(f"{label}: train.augment reflection is u(x) -> -u(-x), for 1D grids; take it out")
-    if "reflection" in augment and (len(channels) > 1 or (against := [n for n in parameters if n in ONE_SIDED])):
-        what = f"the channels {', '.join(channels)}" if len(channels) > 1 else f"an equation with {against[0]}"
+    against = [f"an equation with {name}" for name in parameters if name in ONE_SIDED]
+    against = [f"the channels {', '.join(channels)}"] if len(channels) > 1 else against
+    if "reflection" in augment and against:
         raise UpsDataError(
             f"{label}: train.augment reflection is u(x) -> -u(-x), which velocities keep under Burgers' equation, not "
-            f"{what}; take it out"
+            f"{against[0]}; take it out"
         )
 
 
