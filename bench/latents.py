@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--samples", type=int, default=512, help="trajectories")
     parser.add_argument("--full", action="store_true", help="trajectories of 201 x 1024 in place of 41 x 256")
-    parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (512; full size: 8192)")
+    parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (4096; full size: 8192)")
     parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = autoencoder_config("bench", frames, size) | {"steps": 1}
         as_trained = build_autoencoder(config).to(device).eval().requires_grad_(False)
         autoencoder = build_autoencoder(config).to(device).freeze()
-        knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 512), shard_mb=256)
+        knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 4096), shard_mb=256)
         made = 2 * args.samples * shape[0] * size.latent_len * size.latent_dim
         ways: dict[str, Callable[[], object]] = {
             "cache": lambda: cache_split(

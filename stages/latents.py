@@ -5,7 +5,7 @@ another autoencoder, dataset, view or dtype is replaced with --overwrite alone.
 
     python -m stages.latents burgers1d --splits train val --dtype float16
 
-Several GPUs, or cores, share the work under torchrun; the bytes are the same:
+All cores of a CPU share the work. Several GPUs, or hosts, do under torchrun; the bytes are the same:
 
     torchrun --nproc_per_node 4 -m stages.latents burgers1d
 """

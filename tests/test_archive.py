@@ -350,6 +350,20 @@ def test_a_disk_that_fails_while_a_file_is_on_its_way_to_it_publishes_nothing(tm
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_signal_between_two_files_is_heard_when_all_of_them_are_there(animals, tmp_path, monkeypatch):
+    pack_all(animals, tmp_path / "zoo")
+    publish = files.publish
+
+    def publish_and_interrupt(*places):
+        publish(*places)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(files, "publish", publish_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        archive.extract(tmp_path / "zoo", tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(animals)
+
+
 def test_two_processes_that_unpack_into_one_folder_both_succeed(animals, tmp_path):
     pack_all(animals, tmp_path / "zoo.upk")
     command = [sys.executable, "-m", "ups_data.archive", "extract", tmp_path / "zoo.upk", tmp_path / "out"]

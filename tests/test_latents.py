@@ -1,6 +1,7 @@
 """Latent caches: the same bytes every time, whole or absent, and unreadable once anything they depend on changed."""
 
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,6 +91,46 @@ def test_a_read_is_a_slice_of_all(caches, kind):
 def test_bytes_are_the_same_on_every_run_whatever_the_number_of_workers(caches, data, models, tmp_path, kind, workers):
     write(tmp_path, data, models, kind, workers=workers)
     assert contents(folder(tmp_path, kind)) == contents(folder(caches, kind))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_are_the_same_on_any_number_of_cores(caches, data, models, tmp_path, monkeypatch, kind):
+    threads = torch.get_num_threads()
+    for cores in (1, 3):
+        monkeypatch.setattr(caching.ranks, "cores", lambda cores=cores: cores)
+        write(tmp_path / str(cores), data, models, kind)
+    assert contents(folder(tmp_path / "1", kind)) == contents(folder(tmp_path / "3", kind))
+    assert torch.get_num_threads() == threads
+
+
+def test_a_cache_that_cannot_be_written_leaves_no_threads_behind(data, models, tmp_path, monkeypatch):
+    def full(folder, *, batches, **facts):
+        next(iter(batches))
+        raise OSError("no space left")
+
+    monkeypatch.setattr(caching, "write_cache", full)
+    monkeypatch.setattr(caching.ranks, "cores", lambda: 2)
+    before = torch.get_num_threads(), set(threading.enumerate())
+    torch.set_num_threads(3)
+    with pytest.raises(OSError, match="no space") as error:
+        write(tmp_path, data, models)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(before[0])
+    assert error.traceback and threads == 3 and set(threading.enumerate()) == before[1]
+
+
+def test_large_frames_are_encoded_a_few_at_a_time(caches, data, models, tmp_path, monkeypatch):
+    sizes, encode, frames = [], caching._encode, frames_of(data, "grid")
+
+    def noted(model, task, **options):
+        sizes.append(len(task[0]["state"]["fields"]))
+        return encode(model, task, **options)
+
+    monkeypatch.setattr(caching, "_encode", noted)
+    monkeypatch.setattr(caching, "BYTES_AT_ONCE", 3 * frames.read(np.arange(1), "state")["fields"].nbytes)
+    write(tmp_path, data, models)
+    assert max(sizes) == 3 and sum(sizes) == len(frames)
+    assert torch.equal(LatentCache(folder(tmp_path)).load("state"), LatentCache(folder(caches)).load("state"))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])

@@ -223,7 +223,7 @@ class Latents(Knobs):
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         description="Number format of the cache; float32 doubles it"
     )
-    batch: Positive = Field(description="Frames encoded at once")
+    batch: Positive = Field(description="Frames encoded at once, on a CPU by each core (there 1024 and 4 MB at most)")
     shard_mb: Positive = Field(description="Megabytes of a shard at most")
 
 

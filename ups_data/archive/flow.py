@@ -1,39 +1,17 @@
-"""What keeps cores, memory and disk busy at once: work in order, buffers used again, bytes on their way to the disk."""
+"""What keeps memory and disk busy at once: buffers used again, bytes on their way to the disk."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 BUFFER = 4 << 20  # bytes; from this size on numpy asks for huge pages
 FLUSH = 32 << 20  # bytes of a file after which they are sent to the disk
 FLUSHERS = 8  # threads that wait for the disk: it takes many small files at once five times as fast as one by one
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
-
-
-def in_order(
-    pool: Executor, work: Callable[[Task], Result], tasks: Iterable[Task], ahead: int
-) -> Iterator[tuple[Task, Result]]:
-    """Run `work` over `tasks` in `pool`, at most `ahead` at a time, and give the results in the order of the tasks."""
-    tasks = iter(tasks)
-    waiting: list[tuple[Task, Future]] = [(task, pool.submit(work, task)) for task in islice(tasks, ahead)]
-    try:
-        while waiting:
-            task, future = waiting.pop(0)
-            result = future.result()
-            waiting.extend((following, pool.submit(work, following)) for following in islice(tasks, 1))
-            yield task, result
-    finally:
-        for _, future in waiting:
-            future.cancel()
 
 
 class Buffers:

@@ -18,10 +18,11 @@ import numpy as np
 from ups_data import execution, files
 from ups_data.archive import targz
 from ups_data.archive.blocks import decode
-from ups_data.archive.flow import BUFFER, FLUSH, Buffers, Flusher, in_order
+from ups_data.archive.flow import BUFFER, FLUSH, Buffers, Flusher
 from ups_data.archive.format import MAGIC, Block, Contents, Member, Seal
 from ups_data.archive.index import read_index
 from ups_data.errors import UpsDataError
+from ups_data.execution import in_order
 from ups_data.staging import staging
 
 SMALL = 1 << 20  # bytes of a file that is sent to the disk by itself
@@ -77,8 +78,9 @@ def extract(
             restored = restore(chosen, folder, advance or _ignore)
             if accept:
                 accept(restored)
-            for unit in units:
-                files.publish(folder / unit, target / unit)
+            with execution.signals_noted():  # all or none
+                for unit in units:
+                    files.publish(folder / unit, target / unit)
     return restored
 
 

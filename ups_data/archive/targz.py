@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ups_data import files
-from ups_data.archive.flow import in_order
 from ups_data.archive.format import Member, check_members
 from ups_data.errors import UpsDataError
+from ups_data.execution import in_order
 
 MAGIC = b"\x1f\x8b"
 # Deflate; no flags, no time, no system: nothing that differs between two runs.

@@ -17,12 +17,13 @@ import numpy as np
 from ups_data import execution, files
 from ups_data.archive import numbers
 from ups_data.archive.blocks import Packed, decode, encode, encode_by_order, encode_bytes
-from ups_data.archive.flow import FLUSH, Buffers, Flusher, in_order
+from ups_data.archive.flow import FLUSH, Buffers, Flusher
 from ups_data.archive.format import Coding, Member, Seal, check_paths
 from ups_data.archive.index import HEADER, index_and_footer, read_index
 from ups_data.archive.layout import BLOCK, Cut, Region, cuts, description, regions
 from ups_data.archive.targz import pack_gzip
 from ups_data.errors import UpsDataError
+from ups_data.execution import in_order
 
 PIECE = 128 << 10  # bytes of a sample: enough rows for each axis to show how smooth it is
 SAMPLES = 5  # at most, one for each 4 MB: an odd number, so that a dataset of equal parts is not met in step

@@ -20,6 +20,7 @@ from torch import Tensor
 # splines) and Darcy solutions: the field between the tracers is best at 1e-4, the values at the points lose nothing
 # that matters, and coefficients of empty cells stay as small as the field.
 SMOOTHING = 1e-4
+AT_ONCE = 4 << 20  # bytes of products of weights that a CPU makes at once: more outgrow its caches
 
 
 class SplineGrid(NamedTuple):
@@ -71,7 +72,11 @@ def fit_frames(fields: Tensor, coords: Tensor, mask: Tensor, topology: Tensor | 
     and are solved together.
     """
     if topology is None:
-        return _fit(fields, mask, *supports(coords, grid), grid)
+        size = len(fields)
+        if fields.device.type == "cpu":
+            size = max(1, AT_ONCE // (8 * max(1, coords.shape[1]) * 16 ** coords.shape[2]))
+        parts = zip(fields.split(size), mask.split(size), coords.split(size), strict=True)
+        return torch.cat([_fit(part, there, *supports(places, grid), grid) for part, there, places in parts])
     result = fields.new_empty(len(fields), *grid.splines, fields.shape[-1])
     for number in topology.unique().tolist():
         members = (topology == number).nonzero().flatten()

@@ -1,7 +1,8 @@
 """Encoding a split into a latent cache: frames of many trajectories at once, read ahead, written in one stream.
 
-Under `torchrun` the ranks take the blocks of frames in turn, and rank 0 writes what all of them encode. A block is what
-is encoded at once however many ranks there are, so the bytes do not depend on their number.
+On a CPU each core encodes blocks of frames of its own. Under `torchrun` the ranks take the blocks in turn, and rank 0
+writes what all of them encode. A block is what is encoded at once however many cores and ranks there are, so the bytes
+do not depend on their number.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from ups_data import console
 from ups_data.errors import UpsDataError
+from ups_data.execution import in_order
 from ups_data.models.autoencoder import Autoencoder, Frame, check_view, refuse_untrained
 from ups_data.models.grid_autoencoder import static_patches
 from ups_data.params import Autoencoder as Knobs
@@ -30,8 +34,9 @@ from ups_data.training import ranks
 from ups_data.training.frames import Frames, frame_errors, spread
 
 JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
-# Frames that a device is given at once: with more of them a network outgrows a CPU's caches and is three times as slow.
-AT_ONCE = {"cpu": 256}
+# What a core encodes at once, at most: fewer frames take longer each, more or larger ones much memory on many cores.
+AT_ONCE, BYTES_AT_ONCE = 1024, 4 << 20
+Task = tuple[dict[str, Frame], np.ndarray]  # a block by role, and which of its frames are judged
 IN_FLIGHT = 2  # blocks of latents on their way to rank 0 while a rank encodes the next one
 
 
@@ -71,80 +76,101 @@ def cache_split(
     """
     config = autoencoder.config
     refuse_untrained(config, label)
-    blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / knobs.batch))
+    size = knobs.batch
+    if device.type == "cpu":
+        one = [tensor for role in autoencoder.roles for tensor in frames.read(np.arange(1), role).values()]
+        size = max(1, min(size, AT_ONCE, BYTES_AT_ONCE // sum(tensor.nbytes for tensor in one)))
+    blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / size))
     pin = pin_memory and device.type == "cuda"
     judged = _judged(len(frames), blocks)
     mine = slice(ranks.rank(), None, ranks.world())
-    own = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
-    dtype = DTYPES[knobs.dtype]
-    encoded = _one_ahead(
-        _encode(autoencoder, batch, chosen, dtype, device) for (_, batch), chosen in zip(own, judged[mine], strict=True)
-    )
-    if ranks.rank():
-        with torch.inference_mode():
-            _send(encoded)
-        return None
-    errors: dict[str, list[Tensor]] = {role: [] for role in autoencoder.roles}
-    extremes: list[Tensor] = []  # of every block, looked at in the end: a GPU is not waited for
+    read = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
+    own = zip((batch for _, batch in read), judged[mine], strict=True)
+    encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
+    encoded = _on_cores(encode, own) if device.type == "cpu" else _one_ahead(encode(task) for task in own)
+    seen: list[Encoded] = []  # of every block all but its latents, looked at in the end: a GPU is not waited for
 
     def batches() -> Iterator[dict[str, Tensor]]:
-        with console.progress(label, len(frames), "frame") as bar, torch.inference_mode():
+        with console.progress(label, len(frames), "frame") as bar:
             for index, block in zip(blocks, _gather(encoded, autoencoder, blocks, judged, knobs), strict=True):
-                for role, found in block.errors.items():
-                    errors[role].append(found)
-                extremes.extend(bound for latents in block.latents.values() for bound in latents.aminmax())
+                seen.append(block._replace(latents={}))
                 yield block.latents
                 bar.advance(len(index))
 
-    def finish() -> dict:
-        means = {role: torch.cat([part.cpu() for part in parts]).mean(dim=0).tolist() for role, parts in errors.items()}
-        spoilt = None
-        if not torch.stack([bound.cpu() for bound in extremes]).isfinite().all():  # ranks send theirs to the CPU
-            spoilt = f"some latents are too large for {knobs.dtype} or no numbers"
-        elif not all(math.isfinite(mean) for own in means.values() for mean in own):
-            spoilt = "some frames come out of the decoder as no finite numbers"
-        if spoilt:
-            _check_finite(frames, blocks, list(autoencoder.roles), label)
-            raise UpsDataError(
-                f"{label}: {spoilt}; train the autoencoder longer, on more frames or with a lower latent_dim, or set "
-                "latents.dtype to float32"
-            )
-        named = {role: dict(zip(autoencoder.roles[role], values, strict=True)) for role, values in means.items()}
-        # Six digits: the number of threads that add up a sum tells in the eighth.
-        six = {role: {name: float(f"{value:.6g}") for name, value in own.items()} for role, own in named.items()}
-        return {"reconstruction": six}
-
-    return write_cache(
-        folder,
-        constituents=constituents(autoencoder, frames, knobs.dtype),
-        facts={
-            "task": config["task"],
-            "kind": config["kind"],
-            "split": frames.reader.split,
-            "token_grid": config["token_grid"],
-            "parameter_names": frames.reader.parameter_names,
-            "view": config["view"],
-            "data_bytes": 4 * sum(frames.values(role) for role in autoencoder.roles),
-        },
-        arrays={
-            "parameters": torch.from_numpy(frames.parameters),
-            "times": torch.from_numpy(frames.times),
-            **places(autoencoder, frames),
-        },
-        shape=(frames.samples, frames.frames, math.prod(config["token_grid"]), config["latent_dim"]),
-        roles=list(autoencoder.roles),
-        dtype=knobs.dtype,
-        shard_bytes=knobs.shard_mb << 20,
-        batches=batches(),
-        finish=finish,
-    )
+    with closing(read), closing(encoded):  # whatever happens: their threads end here
+        if ranks.rank():
+            _send(encoded)
+            return None
+        return write_cache(
+            folder,
+            constituents=constituents(autoencoder, frames, knobs.dtype),
+            facts={
+                "task": config["task"],
+                "kind": config["kind"],
+                "split": frames.reader.split,
+                "token_grid": config["token_grid"],
+                "parameter_names": frames.reader.parameter_names,
+                "view": config["view"],
+                "data_bytes": 4 * sum(frames.values(role) for role in autoencoder.roles),
+            },
+            arrays={
+                "parameters": torch.from_numpy(frames.parameters),
+                "times": torch.from_numpy(frames.times),
+                **places(autoencoder, frames),
+            },
+            shape=(frames.samples, frames.frames, math.prod(config["token_grid"]), config["latent_dim"]),
+            roles=list(autoencoder.roles),
+            dtype=knobs.dtype,
+            shard_bytes=knobs.shard_mb << 20,
+            batches=batches(),
+            finish=lambda: {"reconstruction": _round_trip(autoencoder, frames, blocks, seen, knobs.dtype, label)},
+        )
 
 
 class Encoded(NamedTuple):
-    """A block of frames, role by role: latents [b, L, D], and the errors float64 [j, C] of those that are judged."""
+    """A block of frames, role by role: latents [b, L, D], the least and the greatest of them [2], and the errors
+    float64 [j, C] of those that are judged."""
 
     latents: dict[str, Tensor]
+    extremes: dict[str, Tensor]
     errors: dict[str, Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        """All that hold anything, in one order."""
+        return [tensor for own in self for tensor in own.values() if tensor.numel()]
+
+
+def _round_trip(
+    autoencoder: Autoencoder,
+    frames: Frames,
+    blocks: list[np.ndarray],
+    seen: list[Encoded],
+    dtype: str,
+    label: str,
+) -> dict[str, dict[str, float]]:
+    """nRMSE of the frames that were judged, by role and channel.
+
+    Raises UpsDataError where latents or what is decoded of them are no finite numbers.
+    """
+    roles = autoencoder.roles
+    means = {role: torch.cat([block.errors[role].cpu() for block in seen]).mean(dim=0).tolist() for role in roles}
+    extremes = torch.stack([bounds.cpu() for block in seen for bounds in block.extremes.values()])
+    spoilt = None
+    if not extremes.isfinite().all():
+        spoilt = f"some latents are too large for {dtype} or no numbers"
+    elif not all(math.isfinite(mean) for own in means.values() for mean in own):
+        spoilt = "some frames come out of the decoder as no finite numbers"
+    if spoilt:
+        _check_finite(frames, blocks, list(roles), label)
+        raise UpsDataError(
+            f"{label}: {spoilt}; train the autoencoder longer, on more frames or with a lower latent_dim, or set "
+            "latents.dtype to float32"
+        )
+    # Six digits: in which order a sum is added up tells in the eighth.
+    return {
+        role: {name: float(f"{mean:.6g}") for name, mean in zip(names, means[role], strict=True)}
+        for role, names in roles.items()
+    }
 
 
 def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
@@ -161,37 +187,42 @@ def _one_ahead(blocks: Iterator[Encoded]) -> Iterator[Encoded]:
         yield block
 
 
-def _encode(
-    autoencoder: Autoencoder, batch: dict[str, Frame], judged: np.ndarray, dtype: torch.dtype, device: torch.device
-) -> Encoded:
+def _on_cores(work: Callable[[Task], Encoded], tasks: Iterable[Task]) -> Iterator[Encoded]:
+    """Every block in the order of the tasks, each by one core: its products are too small to be shared by several."""
+    cores, before = ranks.cores(), torch.get_num_threads()
+    torch.set_num_threads(1)  # in this thread and in those that begin from now on
+    try:
+        with ThreadPoolExecutor(cores) as pool:
+            yield from (block for _, block in in_order(pool, work, tasks, cores + 1))
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.inference_mode()
+def _encode(autoencoder: Autoencoder, task: Task, dtype: torch.dtype, device: torch.device) -> Encoded:
     """Encode one block, and judge frames of it; nothing here waits for the device."""
-    latents, errors = {}, {}
+    batch, judged = task
+    latents, extremes, errors = {}, {}, {}
     chosen = torch.from_numpy(judged).to(device, non_blocking=True)
     for role, frame in batch.items():
         frame = {name: tensor.to(device, non_blocking=True) for name, tensor in frame.items()}
-        parts = _split(frame, AT_ONCE.get(device.type, len(frame["fields"])))
-        latents[role] = torch.cat([autoencoder.encode(part, role).to(dtype) for part in parts])
+        encoded = autoencoder.encode(frame, role)
+        latents[role] = encoded.to(dtype)
+        extremes[role] = torch.stack(encoded.aminmax()).to(dtype)
         errors[role] = torch.empty(0, len(autoencoder.roles[role]), dtype=torch.float64)
         if len(judged):
             truth = {name: tensor[chosen] for name, tensor in frame.items()}
             decoded = autoencoder.decode(latents[role][chosen].float(), truth, role)
             errors[role] = frame_errors(decoded, truth, autoencoder.mean_square(role))
-    return Encoded(latents, errors)
-
-
-def _split(frame: Frame, size: int) -> Iterator[Frame]:
-    """Frames in parts of at most `size`."""
-    for start in range(0, len(frame["fields"]), size):
-        yield {name: tensor[start : start + size] for name, tensor in frame.items()}
+    return Encoded(latents, extremes, errors)
 
 
 def _send(blocks: Iterator[Encoded]) -> None:
     """Send a rank's blocks to rank 0; the next one is encoded while the last ones are on their way."""
     sent: deque[list[dist.Work]] = deque()
     for block in blocks:
-        tensors = [*block.latents.values(), *block.errors.values()]
         # As bytes: gloo does not know every number format.
-        sent.append([dist.isend(_bytes(tensor.cpu()), dst=0) for tensor in tensors if tensor.numel()])
+        sent.append([dist.isend(_bytes(tensor.cpu()), dst=0) for tensor in block.tensors()])
         while len(sent) > IN_FLIGHT:
             _wait(sent.popleft())
     while sent:
@@ -220,11 +251,11 @@ def _gather(
             continue
         block = Encoded(
             {role: torch.empty(len(index), *token, dtype=DTYPES[knobs.dtype]) for role in autoencoder.roles},
+            {role: torch.empty(2, dtype=DTYPES[knobs.dtype]) for role in autoencoder.roles},
             {role: torch.empty(len(chosen), len(n), dtype=torch.float64) for role, n in autoencoder.roles.items()},
         )
-        for tensor in (*block.latents.values(), *block.errors.values()):
-            if tensor.numel():
-                dist.recv(_bytes(tensor), src=source)
+        for tensor in block.tensors():
+            dist.recv(_bytes(tensor), src=source)
         yield block
 
 
@@ -248,16 +279,7 @@ def read_ahead(
         yield from ((index, read(index)) for index in blocks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        waiting = iter(blocks)
-        ahead = deque((index, pool.submit(read, index)) for index in itertools.islice(waiting, workers + 1))
-        try:
-            while ahead:
-                index, batch = ahead.popleft()
-                yield index, batch.result()
-                ahead.extend((index, pool.submit(read, index)) for index in itertools.islice(waiting, 1))
-        finally:
-            for _, batch in ahead:
-                batch.cancel()
+        yield from in_order(pool, read, blocks, workers + 1)
 
 
 def places(autoencoder: Autoencoder, frames: Frames) -> dict[str, Tensor]:

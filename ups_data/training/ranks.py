@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ups_data import console
+from ups_data import console, execution
 from ups_data.errors import UpsDataError
 
 
@@ -28,6 +28,12 @@ def rank() -> int:
 def world() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def cores() -> int:
+    """Cores of this host for each of its processes."""
+    beside = int(os.environ["LOCAL_WORLD_SIZE"]) if dist.is_initialized() else 1
+    return max(1, execution.cores() // beside)
 
 
 @contextmanager
