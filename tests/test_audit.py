@@ -148,3 +148,37 @@ def test_a_particle_store_without_an_array_is_found_by_reading_it_through(tmp_pa
     shutil.rmtree(store / name)
     with pytest.raises(UpsDataError, match=f"val.zarr/{name} cannot be read"):
         check_numbers(store, manifest, "val")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        ("particles", "parameters", lambda a: a + 1e6),
+        ("particles", "parameters", lambda a: a * np.nan),
+        ("particles", "times", lambda a: a * np.nan),
+        ("particles", "times", lambda a: a[:, ::-1]),
+        ("particles", "radius", lambda a: -a),
+        ("particles", "box", lambda a: a * np.nan),
+        ("particles", "source_file", lambda a: a + 1000),
+        ("particles", "source_row", lambda a: a - 1000),
+        ("particles", "graph_indices", lambda a: a + 10000),
+        ("particles", "graph_indptr", lambda a: a + 1),
+        ("particles", "particle_offsets", lambda a: a[::-1]),
+        ("particles", "sample_offsets", lambda a: a + (np.arange(len(a)) == 1)),
+        ("mesh", "topology", lambda a: a + 100),
+        ("mesh", "cells", lambda a: a + 10000),
+        ("mesh", "edges", lambda a: -1 - a),
+        ("mesh", "laplacian_indices", lambda a: a + 10000),
+        ("mesh", "laplacian_indptr", lambda a: a + 1),
+        ("mesh", "laplacian_data", lambda a: a * np.nan),
+        ("mesh", "node_offsets", lambda a: a - 1),
+        ("mesh", "sample_offsets", lambda a: a + (np.arange(len(a)) == 1)),
+    ],
+)
+def test_what_stands_beside_the_channels_of_a_store_is_read_through_too(tmp_path, kind, name, change):
+    WRITERS[kind](tmp_path)
+    manifest, store = read_manifest(tmp_path, TASKS[kind]), store_path(tmp_path, TASKS[kind], "val", kind)
+    array = zarr.open_group(store, mode="r+")[name]
+    array[:] = change(array[:])
+    with pytest.raises(UpsDataError, match=r"fetch it again or run|fetch or convert it again"):
+        check_numbers(store, manifest, "val")

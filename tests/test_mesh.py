@@ -288,6 +288,7 @@ def test_rows_written_in_any_order_are_the_very_files_that_zarr_writes(tmp_path_
         random.Random(seed).shuffle(spans)
         for start, stop in spans:
             array.write(start, values[start:stop])
+        assert array.lies_plain() and np.array_equal(array.read(0, len(values)), values)
         cell = (array.chunk_rows, *width)
         shard = (array.file_rows, *width) if array.is_sharded else None
     zarrs = zarr.create_group(store=zarr.storage.LocalStore(folder / "zarr"), zarr_format=3)
@@ -297,6 +298,40 @@ def test_rows_written_in_any_order_are_the_very_files_that_zarr_writes(tmp_path_
     )  # fmt: skip
     theirs[:] = values
     assert listing(folder / "ours") == listing(folder / "zarr")
+
+
+@pytest.mark.parametrize("other", [{"chunks": (7, 3)}, {"compressors": "auto"}, {"dtype": ">f4"}])
+def test_a_store_whose_arrays_lie_otherwise_reads_the_same(converted, tmp_path, other):
+    path = tmp_path / "other.zarr"
+    shutil.copytree(converted / f"out/{TASK}_train.zarr", path)
+    fields = MeshStore(path).all("fields")
+    plain = {"chunks": fields.shape, "dtype": "<f4", "compressors": None, "filters": None}
+    root = zarr.open_group(store=zarr.storage.LocalStore(path), mode="r+", zarr_format=3)
+    root.create_array("fields", shape=fields.shape, overwrite=True, **plain | other)[:] = fields
+    ours, theirs = stores(converted / "out")["train"], MeshStore(path)
+    assert all(np.array_equal(ours.fields(k), theirs.fields(k)) for k in range(len(ours)))
+
+
+def test_samples_that_straddle_files_are_read_whole_and_a_damaged_index_is_a_sentence(raw, converted, tmp_path):
+    for index, shard in enumerate(raw):
+        write_npz(tmp_path / f"raw/m{index}.npz", shard)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packed, "CHUNK_BYTES", 120)
+        patch.setattr(packed, "SHARD_BYTES", 360)
+        convert(tmp_path)
+        ours, parts = stores(converted / "out")["train"], stores(tmp_path / "out")["train"]
+        files = sorted((parts.path / "fields/c").glob("*/0"))
+        assert len(files) > 3 and all(np.array_equal(ours.fields(k), parts.fields(k)) for k in range(len(ours)))
+        data = files[0].read_bytes()
+        files[0].write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
+        with pytest.raises(UpsDataError, match=r"fields cannot be read .*; fetch or convert it again"):
+            MeshStore(parts.path).fields(0)
+        files[0].write_bytes(data[:-1])
+        with pytest.raises(UpsDataError, match=r"fields cannot be read .*; fetch or convert it again"):
+            MeshStore(parts.path).fields(0)
+        files[0].write_bytes(data[:8])
+        with pytest.raises(UpsDataError, match=r"fields cannot be read .* ends too early"):
+            parts.fields(0)
 
 
 @pytest.mark.parametrize("rows", [2, 4])

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ups_data import console, execution
-from ups_data.archive.flow import in_order
 from ups_data.errors import UpsDataError
+from ups_data.execution import in_order
 from ups_data.manifest import check_split, read_manifest, store_path
 from ups_data.params import SPLITS, Splits
 from ups_data.splits import group_id, leaked_share, split_sizes
@@ -126,18 +126,36 @@ def check_numbers(path: Path, manifest: dict, split: str) -> None:
     """Read a split through; raise UpsDataError unless it is whole and, as far as can be told, what was converted.
 
     Count and extremes of its channels must be those of the manifest, mean and spread too but for the rounding of
-    another order, and every sample must start as its group says. All else must be finite.
+    another order, and every sample must start as its group says. All else must be finite, parameters such as the
+    manifest has, times ascend, and indices lie within what they count.
     """
     told = manifest["fingerprint"][split]
     wanted = [Moments.from_list(part) for part in (told if manifest["kind"] != "grid" else [told])]
     reader, hashes = _open(path, manifest)
     found = [_merged(arrays) for arrays in _channels(reader, manifest["kind"])]
     right = all(map(_alike, found, wanted)) and all(np.isfinite(a).all() for a in _others(reader, manifest["kind"]))
+    right = right and _described(reader, manifest)
     if not right or any(_differences(path, list(hashes), reader.groups, manifest["splits"][split]["groups"])):
         raise UpsDataError(
             f"{path}: its numbers are not those that were converted; fetch it again or run "
             f"`dvc repro convert@{manifest['task']}`"
         )
+
+
+def _described(reader: GridReader | PackedReader, manifest: dict) -> bool:
+    """Whether parameters, times and sources of the samples, radius and box of particles, are such as were converted."""
+    known = [manifest["parameters"][name]["values"] for name in reader.parameter_names]
+    columns = np.asarray(reader.parameters).T
+    none = np.isnan(columns) & (manifest["kind"] == "grid")  # where an equation has no such parameter
+    told = all(np.isin(c[~n], values).all() for c, n, values in zip(columns, none, known, strict=True))
+    times = np.atleast_2d(reader.time if manifest["kind"] == "grid" else reader.times)
+    ascending = np.isfinite(times).all() and (np.diff(times, axis=1) > 0).all()
+    file = np.asarray(reader.source_file)
+    sources = ((file >= 0) & (file < len(manifest["source"]["files"]))).all() and (reader.source_row >= 0).all()
+    around = True
+    if manifest["kind"] == "particles":
+        around = np.isfinite(reader.radius).all() and (reader.radius > 0).all() and (reader.box >= 0).all()
+    return bool(told and ascending and sources and around)
 
 
 def _alike(found: Moments, expected: Moments) -> bool:
@@ -164,8 +182,8 @@ def _others(reader: GridReader | PackedReader, kind: str) -> Iterator[np.ndarray
         for index in np.unique(reader.topology_of):
             yield from vars(reader.topology(int(index))).values()
     else:
-        for rows in (_Rows(reader, "graph_indptr"), _Rows(reader, "graph_indices")):
-            yield from map(rows.__getitem__, _blocks(rows))
+        for sample in range(len(reader)):
+            yield from reader.graph(sample)
 
 
 class _Rows:

@@ -114,21 +114,32 @@ class MeshStore(packed.PackedReader):
 
     def __init__(self, path: str | Path):
         super().__init__(path, FORMAT)
-        self.topology_of, self.sample_offsets = self.all("topology"), self.all("sample_offsets")
-        self._offsets = {k: self.all(f"{k}_offsets") for k in PARTS}
+        rows = {"node": "coords", "cell": "cells", "edge": "edges", "laplacian": "laplacian_data"}
+        self._offsets = {part: self.offsets(f"{part}_offsets", rows[part]) for part in PARTS}
+        nodes = np.diff(self._offsets["node"])
+        self.topology_of = self.within("topology", self.all("topology"), len(nodes))
+        self.sample_offsets = self.offsets("sample_offsets", "fields")
+        if not np.array_equal(np.diff(self.sample_offsets), self.frames * nodes[self.topology_of]):
+            raise self.damaged("sample_offsets", "has other places than meshes and frames say")
         self.topology = lru_cache(TOPOLOGIES_KEPT)(self._topology)
 
     def _topology(self, index: int) -> Topology:
         """Read one topology; recently used ones are kept (`topology`)."""
         between = {k: (int(v[index]), int(v[index + 1])) for k, v in self._offsets.items()}
         first, last = between["node"]
+        indptr = self.rows("laplacian_indptr", first + index, last + index + 1)
+        start, stop = between["laplacian"]
+
+        def nodes(name: str, rows: tuple[int, int]) -> np.ndarray:
+            return self.within(name, self.rows(name, *rows), last - first)
+
         return Topology(
-            self.rows("coords", *between["node"]),
-            self.rows("cells", *between["cell"]),
-            self.rows("edges", *between["edge"]),
-            self.rows("laplacian_data", *between["laplacian"]),
-            self.rows("laplacian_indices", *between["laplacian"]),
-            self.rows("laplacian_indptr", first + index, last + index + 1),
+            self.rows("coords", first, last),
+            nodes("cells", between["cell"]),
+            nodes("edges", between["edge"]),
+            self.rows("laplacian_data", start, stop),
+            nodes("laplacian_indices", (start, stop)),
+            self.pointers("laplacian_indptr", indptr, stop - start),
         )
 
     def nodes(self, sample: int) -> int:

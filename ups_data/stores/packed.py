@@ -23,6 +23,7 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from ups_data.errors import UpsDataError
+from ups_data.execution import signals_noted
 
 SHARD_BYTES = 64 << 20  # few files, and none that a remote would not take
 CHUNK_BYTES = 1 << 20  # read at once: a few trajectories; larger ones would be read for nothing
@@ -42,7 +43,8 @@ class Sample:
 
 def create_group(path: Path) -> None:
     """Make a new, empty Zarr v3 group in the folder `path`, which must not exist."""
-    zarr.create_group(store=zarr.storage.LocalStore(path), zarr_format=3)
+    with signals_noted():  # an event loop of Zarr's that is stopped in between says so in tracebacks
+        zarr.create_group(store=zarr.storage.LocalStore(path), zarr_format=3)
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,42 @@ class Array:
         """The file that has rows index * file_rows and following."""
         return Path(self.path, "c", str(index), *["0"] * (len(self.shape) - 1))
 
+    def files(self) -> Iterator[tuple[Path, int, bytes]]:
+        """Path, bytes of the chunks, and the index behind them, of every file."""
+        starts = range(0, self.shape[0] if self.row_bytes else 0, self.file_rows)
+        for number, start in enumerate(starts):
+            chunks = min(self.file_rows // self.chunk_rows, math.ceil((self.shape[0] - start) / self.chunk_rows))
+            index = _shard_index(self, chunks) if self.is_sharded else b""
+            yield self.file(number), chunks * self.chunk_rows * self.row_bytes, index
+
+    def lies_plain(self) -> bool:
+        """Whether every file is as `create` makes it, so that `read` gives what Zarr would."""
+        for path, size, index in self.files():
+            with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size != size + len(index):
+                    return False
+                if os.pread(file.fileno(), len(index), size) != index:
+                    return False
+        return True
+
+    def read(self, first: int, stop: int) -> np.ndarray:
+        """Rows first..stop, which must be there; raises OSError for a file that has become shorter."""
+        rows = np.empty((stop - first, *self.shape[1:]), self.dtype)
+        data = rows.reshape(-1).view(np.uint8).data
+        while len(data):
+            index, within = divmod(first, self.file_rows)
+            count = min(len(data) // self.row_bytes, self.file_rows - within)
+            part, data = data[: count * self.row_bytes], data[count * self.row_bytes :]
+            with open(self.file(index), "rb", buffering=0) as file:
+                file.seek(within * self.row_bytes)
+                while len(part):
+                    taken = file.readinto(part)
+                    if not taken:
+                        raise OSError(f"{self.file(index)} ends too early")
+                    part = part[taken:]
+            first += count
+        return rows
+
     def write(self, first: int, rows: np.ndarray) -> None:
         """Put rows [n, ..] into their places from row `first` on; the array was created before."""
         data = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data
@@ -101,28 +139,25 @@ class Array:
 def create(array: Array) -> None:
     """Make the files of an array in their full length, with zeros where rows will be written."""
     path, cell = Path(array.path), tuple(max(1, n) for n in array.shape[1:])
-    zarr.create_array(
-        zarr.storage.LocalStore(path.parent),
-        name=path.name,
-        shape=array.shape,
-        dtype=array.dtype,
-        chunks=(array.chunk_rows, *cell),
-        shards=(array.file_rows, *cell) if array.is_sharded else None,
-        compressors=None,
-        filters=None,
-        fill_value=0,
-        zarr_format=3,
-    )
-    starts = range(0, array.shape[0] if array.row_bytes else 0, array.file_rows)
-    for index, start in enumerate(starts):
-        chunks = min(array.file_rows // array.chunk_rows, math.ceil((array.shape[0] - start) / array.chunk_rows))
-        path = array.file(index)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            file.truncate(chunks * array.chunk_rows * array.row_bytes)
-            if array.is_sharded:
-                file.seek(0, os.SEEK_END)
-                file.write(_shard_index(array, chunks))
+    with signals_noted():
+        zarr.create_array(
+            zarr.storage.LocalStore(path.parent),
+            name=path.name,
+            shape=array.shape,
+            dtype=array.dtype,
+            chunks=(array.chunk_rows, *cell),
+            shards=(array.file_rows, *cell) if array.is_sharded else None,
+            compressors=None,
+            filters=None,
+            fill_value=0,
+            zarr_format=3,
+        )
+    for file_path, size, index in array.files():
+        file_path.parent.mkdir(parents=True, exist_ok=True)
+        with open(file_path, "wb") as file:
+            file.truncate(size)
+            file.seek(size)
+            file.write(index)
 
 
 def _shard_index(array: Array, chunks: int) -> bytes:
@@ -204,18 +239,17 @@ def pack_groups(ids: Sequence[str]) -> np.ndarray:
 
 def describe(path: Path, *, format: str, task: str, split: str, manifest: Mapping) -> None:
     """Write the attributes that say what a complete group is; a group without them cannot be opened."""
-    group = zarr.open_group(store=zarr.storage.LocalStore(path), mode="r+", zarr_format=3)
-    group.attrs.update(
-        {
-            "format": format,
-            "version": VERSION,
-            "task": task,
-            "split": split,
-            "channels": list(manifest["channels"]),
-            "parameter_names": sorted(manifest["parameters"]),
-            "manifest": json.loads(json.dumps(manifest, sort_keys=True)),
-        }
-    )
+    attributes = {
+        "format": format,
+        "version": VERSION,
+        "task": task,
+        "split": split,
+        "channels": list(manifest["channels"]),
+        "parameter_names": sorted(manifest["parameters"]),
+        "manifest": json.loads(json.dumps(manifest, sort_keys=True)),
+    }
+    with signals_noted():
+        zarr.open_group(store=zarr.storage.LocalStore(path), mode="r+", zarr_format=3).attrs.update(attributes)
 
 
 def open_group(path: str | Path, format: str) -> zarr.Group:
@@ -235,6 +269,22 @@ def open_group(path: str | Path, format: str) -> zarr.Group:
     return group
 
 
+def _plain(path: Path, array: zarr.Array) -> Array | None:
+    """The array in the folder `path` as one to read without Zarr, if it lies there as `create` makes it.
+
+    A read through Zarr takes a millisecond, however few rows it is of; one of the file itself a hundredth.
+    """
+    plain = Array(str(path), array.shape, array.dtype.newbyteorder("<").str)
+    cell = tuple(max(1, n) for n in array.shape[1:])
+    shards = (plain.file_rows, *cell) if plain.is_sharded else None
+    if (array.chunks, array.shards) != ((plain.chunk_rows, *cell), shards) or array.compressors or array.filters:
+        return None
+    endian = getattr(array.serializer, "endian", None)
+    if endian is not None and endian.value != "little":
+        return None
+    return plain if plain.lies_plain() else None
+
+
 class PackedReader:
     """What the readers of meshes and particles share: description, small arrays, runs of rows.
 
@@ -245,6 +295,7 @@ class PackedReader:
         self.path = Path(path)
         self.root = open_group(path, format)
         self._arrays: dict[str, zarr.Array] = {}
+        self._plain: dict[str, Array | None] = {}
         attributes = dict(self.root.attrs)
         self.task, self.split = attributes["task"], attributes["split"]
         self.channels: list[str] = attributes["channels"]
@@ -269,9 +320,40 @@ class PackedReader:
     def rows(self, name: str, start: int, stop: int | None) -> np.ndarray:
         """Rows start..stop of an array; one that is missing or damaged is a sentence."""
         try:
-            return self.array(name)[start:stop]
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
-            raise UpsDataError(f"{self.path}/{name} cannot be read ({error}); fetch or convert it again") from None
+            array = self.array(name)
+            if name not in self._plain:
+                self._plain[name] = _plain(self.path / name, array)
+            plain, (start, stop, _) = self._plain[name], slice(start, stop).indices(array.shape[0])
+            return plain.read(start, stop) if plain and start < stop else array[start:stop]
+        except (KeyError, ValueError, OSError, RuntimeError, TypeError) as error:
+            raise self.damaged(name, f"cannot be read ({error})") from None
+
+    def damaged(self, name: str, what: str) -> UpsDataError:
+        """The sentence for an array that is not as it was written."""
+        return UpsDataError(f"{self.path}/{name} {what}; fetch or convert it again")
+
+    def offsets(self, name: str, of: str, more: int = 0) -> np.ndarray:
+        """Where every run of the array `of` starts, and the last one ends, `more` rows before the array: int64 [n + 1].
+
+        Raises UpsDataError unless the runs are all of the array, one after another.
+        """
+        self.rows(of, 0, 0)
+        offsets, rows = self.all(name), self.array(of).shape[0] - more
+        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows or np.any(np.diff(offsets) < 0):
+            raise self.damaged(name, f"has other places than those of the {rows} rows of {of}")
+        return offsets
+
+    def within(self, name: str, values: np.ndarray, below: int) -> np.ndarray:
+        """Check that integers lie in 0..below."""
+        if values.size and not (values.min() >= 0 and values.max() < below):
+            raise self.damaged(name, f"has numbers from {values.min()} to {values.max()}, expected 0 to {below - 1}")
+        return values
+
+    def pointers(self, name: str, values: np.ndarray, entries: int) -> np.ndarray:
+        """Check the row pointers of a CSR matrix of so many entries."""
+        if values[0] != 0 or values[-1] != entries or np.any(np.diff(values) < 0):
+            raise self.damaged(name, f"has other pointers than those of {entries} entries")
+        return values
 
     def array(self, name: str) -> zarr.Array:
         """The named Zarr array, opened once; Zarr reads a missing file as zeros, so its files are looked for here."""

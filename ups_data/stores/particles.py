@@ -80,8 +80,11 @@ class ParticleStore(packed.PackedReader):
     def __init__(self, path: str | Path):
         super().__init__(path, FORMAT)
         self.radius, self.box = self.all("radius"), self.all("box")
-        self.sample_offsets, self.graph_offsets = self.all("sample_offsets"), self.all("graph_offsets")
-        self.particle_offsets = self.all("particle_offsets")
+        self.sample_offsets = self.offsets("sample_offsets", "positions")
+        self.graph_offsets = self.offsets("graph_offsets", "graph_indices")
+        self.particle_offsets = self.offsets("particle_offsets", "graph_indptr", more=len(self))
+        if not np.array_equal(self.sample_offsets, self.frames * self.particle_offsets):
+            raise self.damaged("sample_offsets", "has other places than particles and frames say")
 
     def particles(self, sample: int) -> int:
         """Number of particles of a sample."""
@@ -97,8 +100,9 @@ class ParticleStore(packed.PackedReader):
     def graph(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
         """The neighbour graph of frame 0 as CSR: indptr int32 [P + 1], indices int32 [E]."""
         first, last = (int(n) + sample for n in self.particle_offsets[sample : sample + 2])
-        indptr = self.rows("graph_indptr", first, last + 1)
-        return indptr, self.rows("graph_indices", *(int(n) for n in self.graph_offsets[sample : sample + 2]))
+        indices = self.rows("graph_indices", *(int(n) for n in self.graph_offsets[sample : sample + 2]))
+        indptr = self.pointers("graph_indptr", self.rows("graph_indptr", first, last + 1), len(indices))
+        return indptr, self.within("graph_indices", indices, last - first)
 
     def read(self, sample: int, start: int = 0, stop: int | None = None) -> dict[str, np.ndarray]:
         """Frames start..stop of a sample with everything about it.
