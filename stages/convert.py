@@ -64,7 +64,14 @@ def _task(args: argparse.Namespace) -> str:
         )
     counts = ", ".join(f"{split} {facts['samples']}" for split, facts in manifest["splits"].items())
     flags = repeated(params=args.params, data=args.out)
-    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.autoencoder {args.task}{flags}"
+    following = "autoencoder" if _learnable(manifest) else "package"
+    return f"{args.task}: {counts} samples in {args.out}; next: python -m stages.{following} {args.task}{flags}"
+
+
+def _learnable(manifest: dict) -> bool:
+    """Whether there are models for such data: not for meshes in time, nor for solutions without inputs."""
+    roles = manifest.get("roles", {})
+    return not roles or (manifest["frames"] == 1 and all(roles.values()))
 
 
 def _pattern(args: argparse.Namespace) -> str:

@@ -217,6 +217,14 @@ def test_arrays_of_a_particle_shard_that_are_left_behind_are_named(points, tmp_p
     assert "mass 2" in look.facts["parameters"] and look.panels
 
 
+@pytest.mark.parametrize(("kind", "name"), [("mesh", "solution"), ("particles", "velocities")])
+def test_a_shard_of_float64_numbers_says_that_they_are_rounded(points, tmp_path, kind, name):
+    with np.load(sorted((points / "raw" / kind).glob("*.npz"))[0], allow_pickle=False) as shard:
+        look = inspect(write_npz(tmp_path / "double.npz", {**shard, name: shard[name].astype(np.float64)}))
+    assert look.problems == ["float64 numbers: a conversion rounds them to float32 (knob convert.float64)"]
+    assert look.panels
+
+
 def test_a_shard_with_a_nan_says_where(points, tmp_path):
     with np.load(sorted((points / "raw" / "mesh").glob("*.npz"))[0], allow_pickle=False) as shard:
         arrays = dict(shard)

@@ -38,6 +38,12 @@ LAPLACIAN = {
 }
 
 
+def test_a_folder_named_like_a_shard_is_a_sentence(tmp_path):
+    (tmp_path / "m.npz").mkdir()
+    with pytest.raises(UpsDataError, match=r"m.npz cannot be read: Is a directory; expected an .npz file"):
+        MeshShard(tmp_path / "m.npz")
+
+
 def test_the_hand_made_laplacian_of_a_square_is_accepted(tmp_path):
     with MeshShard(write_npz(tmp_path / "m.npz", plain_shard(**LAPLACIAN))) as shard:
         assert shard.samples == 2

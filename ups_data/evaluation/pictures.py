@@ -183,10 +183,11 @@ def _particles(forecasts: Forecasts, kept: Sequence[Forecast]) -> Figure:
             start + values[0, ..., :dimension] for values in (forecast.truth, forecast.predictions["operator"])
         )
         speed = np.linalg.norm(forecast.truth[0, ..., dimension:], axis=-1)
+        fastest = speed.max() or 1.0  # all at rest
         for axes, paths, label in ((row[0], true, "true paths"), (row[1], made, "operator: paths")):
             for track in range(0, paths.shape[1], max(1, paths.shape[1] // TRACKS)):
                 line = _wrapped(np.concatenate([start[None, track], paths[:, track]])[:, :2], box[:2])
-                axes.plot(*line.T, lw=0.8, color=plt.cm.viridis(speed[:, track].mean() / speed.max()))
+                axes.plot(*line.T, lw=0.8, color=plt.cm.viridis(speed[:, track].mean() / fastest))
             axes.set_title(label, fontsize=9)
         off = np.linalg.norm(made[-1] - true[-1], axis=-1)
         places = fold(true[-1], box)

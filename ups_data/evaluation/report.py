@@ -18,6 +18,7 @@ from ups_data.evaluation.grids import grid_forecasts
 from ups_data.evaluation.points import mesh_forecasts, particle_forecasts
 from ups_data.evaluation.spectra import POWERS, Powers, Spectrum
 from ups_data.evaluation.task import Evaluation
+from ups_data.execution import signals_noted
 from ups_data.models.operator import check_conditioning
 from ups_data.parameters import values_of
 from ups_data.params import Dataset
@@ -203,10 +204,11 @@ def write_report(folder: Path, task: str, knobs: Dataset, evaluation: Evaluation
         files.write_csv(made / "board.csv", leaderboard.COLUMNS, board)
         _draw(made, task, kind, forecasts, found, chosen)
         board_file, metrics_file = made / "board.csv", made / "metrics.json"
-        for path in sorted(set(made.iterdir()) - {board_file, metrics_file}):
-            files.publish(path, folder / path.name)
-        files.publish(metrics_file, folder / metrics_file.name)
-        files.publish(board_file, folder.parent / leaderboard.FOLDER / f"{task}.csv")
+        with signals_noted():  # all or none
+            for path in sorted(set(made.iterdir()) - {board_file, metrics_file}):
+                files.publish(path, folder / path.name)
+            files.publish(metrics_file, folder / metrics_file.name)
+            files.publish(board_file, folder.parent / leaderboard.FOLDER / f"{task}.csv")
     return result
 
 

@@ -30,6 +30,7 @@ from ups_data.splits import group_id
 from ups_data.stores.grid import FORMAT, GridReader
 
 Read = Callable[[int, int, int], np.ndarray]  # (sample, start, stop) -> frames [t, X.., C]
+ROUNDED = "float64 numbers: a conversion rounds them to float32 (knob convert.float64)"
 SOLVED = 0.01  # a residual above this share of the source is no solution
 
 
@@ -118,7 +119,7 @@ def _starts(raw: RawFile, rows: Sequence[int]) -> Iterator[str]:
 
 def _remarks(raw: RawFile) -> Iterator[str]:
     if raw.is_float64:
-        yield "float64 numbers: a conversion rounds them to float32 (knob convert.float64)"
+        yield ROUNDED
     if raw.residual is not None:
         worst = max(raw.residual(row) for row in evenly(raw.samples, 4))
         if worst > SOLVED:

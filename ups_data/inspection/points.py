@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ups_data.errors import UpsDataError
-from ups_data.inspection.grids import split_facts, split_problems
+from ups_data.inspection.grids import ROUNDED, split_facts, split_problems
 from ups_data.inspection.look import Look, Panel, axis_fact, evenly, measure, megabytes, parameter_fact, repeated
 from ups_data.sources.npz import NpzFile
 from ups_data.sources.raw import left_out
@@ -69,6 +69,7 @@ def _mesh_shard(path: Path, full: bool) -> Look:
         if not look.problems:
             look.add(repeated(shard.groups(range(shard.samples)), range(shard.samples)))
             look.panels = _surfaces(shard.topology, shard.channels, read(0, 0, 1)[0])
+        look.add([ROUNDED] * shard.is_float64)
     look.following = "an entry of params.yaml with source: npz (README, Add a dataset)"
     return look
 
@@ -95,6 +96,7 @@ def _particle_shard(path: Path, full: bool) -> Look:
         measure(look, _axes(dimension), 1, frames, max(1, shard.particles * dimension * 8), read, full)
         if not look.problems:
             look.panels = _dots(read(0, 0, frames)[..., :dimension], shard.times)
+        look.add([ROUNDED] * shard.is_float64)
         if shard.unread:
             look.add([left_out(shard.unread)])
     look.following = "an entry of params.yaml with source: npz (README, Add a dataset)"

@@ -40,8 +40,9 @@ class MeshShard(NpzFile):
         self.topology = _topology(self)
         names = sorted(n for n, shape in self.shapes.items() if n not in NOT_FIELDS and shape)
         self.times = self.numbers("times") if "times" in self.shapes else np.zeros(1)
-        if self.times.ndim != 1 or np.any(np.diff(self.times) <= 0):
+        if self.times.ndim != 1:
             raise self.wrong("times", f"shape {self.times.shape}", "ascending times [T]")
+        self.check_ascending()
         leading = {name: _leading(self, name) for name in names}
         if "times" in self.shapes:
             target = [n for n in names if len(leading[n]) == 2]

@@ -85,6 +85,8 @@ class NpzFile(AbstractContextManager):
             self._zip = zipfile.ZipFile(self.path)
         except FileNotFoundError:
             raise UpsDataError(f"{self.path} is missing; make or fetch it again") from None
+        except (PermissionError, IsADirectoryError) as error:
+            raise UpsDataError(f"{self.path} cannot be read: {error.strerror}; expected an .npz file") from None
         except BROKEN as error:
             raise self.broken(error) from None
         for member in self._zip.namelist():
@@ -150,6 +152,12 @@ class NpzFile(AbstractContextManager):
         if self.dtypes[name].kind not in "fiu":
             raise self.wrong(name, self.dtypes[name], "numbers")
         return self.finite(name, self.read(name).astype(np.float64))
+
+    def check_ascending(self) -> None:
+        """Check that every one of the `times` is later than the one before."""
+        if (late := np.flatnonzero(np.diff(self.times) <= 0)).size:
+            before, after = self.times[late[0] : late[0] + 2]
+            raise self.wrong("times", f"{after:g} after {before:g}", "ascending times")
 
     def single(self, values: np.ndarray) -> np.ndarray:
         """Numbers as float32, not checked; what is lost is noted."""

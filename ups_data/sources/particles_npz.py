@@ -43,8 +43,9 @@ class ParticleShard(NpzFile):
         self.particles, self.dimension = shape[1:]
         self.unread = [name for name, axes in self.shapes.items() if axes and name not in ARRAYS]
         self.times = self.numbers("times")
-        if self.times.shape != shape[:1] or np.any(np.diff(self.times) <= 0):
+        if self.times.shape != shape[:1]:
             raise self.wrong("times", f"shape {self.times.shape}", f"ascending times ({shape[0]},) as positions has")
+        self.check_ascending()
         self.radius = _radius(self)
         self.box = _box(self)
         start = next(self.blocks("positions", frames=1))[0]

@@ -36,9 +36,9 @@ def autoencoder_config(task: str, frames: Frames, knobs: Knobs) -> dict:
     else:
         box, points = frames.extent()
         tokens = token_shape(knobs.latent_len, [high - low for low, high in box])
-        # About as many splines as points, a whole number of them in a token.
+        # About as many splines as points, a whole number of them in a token, and four at least along an axis.
         splines = max(1, int((points / knobs.latent_len) ** (1 / len(box))))
-        geometry = {"box": box, "token_grid": tokens, "resolution": [max(4, n * splines) for n in tokens]}
+        geometry = {"box": box, "token_grid": tokens, "resolution": [n * max(splines, -(-4 // n)) for n in tokens]}
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -224,6 +224,11 @@ def check_times(manifest: dict, times: np.ndarray) -> None:
             f"{task}: got {len(times)} frames of inputs and solutions, expected one: models learn what solves a static "
             "problem, not how a solution on a mesh goes on; the data are converted and can be packed"
         )
+    if not all(manifest.get("roles", {}).values()):
+        raise UpsDataError(
+            f"{task}: got no input field, expected one or more beside the solution: models learn what solves a static "
+            "problem from its inputs; the data are converted and can be packed"
+        )
     if uneven := uneven_step(times):
         raise UpsDataError(
             f"{task}: time: {uneven}; models go on by one time step: convert frames at equal steps, or choose a "
