@@ -69,9 +69,10 @@ def _task(args: argparse.Namespace) -> str:
 
 
 def _learnable(manifest: dict) -> bool:
-    """Whether there are models for such data: not for meshes in time, nor for solutions without inputs."""
-    roles = manifest.get("roles", {})
-    return not roles or (manifest["frames"] == 1 and all(roles.values()))
+    """Whether there are models for such data: not for meshes in time, solutions without inputs, uneven times."""
+    if roles := manifest.get("roles"):
+        return manifest["frames"] == 1 and all(roles.values())
+    return manifest["time_step"] is not None
 
 
 def _pattern(args: argparse.Namespace) -> str:

@@ -1,5 +1,6 @@
 """The audit finds what leaks, from the stored data alone, and passes what does not."""
 
+import json
 import shutil
 
 import h5py
@@ -181,4 +182,21 @@ def test_what_stands_beside_the_channels_of_a_store_is_read_through_too(tmp_path
     array = zarr.open_group(store, mode="r+")[name]
     array[:] = change(array[:])
     with pytest.raises(UpsDataError, match=r"fetch it again or run|fetch or convert it again"):
+        check_numbers(store, manifest, "val")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(k, n) for k in ("mesh", "particles") for n in ("parameters", "group", "source_file", "source_row")]
+    + [("particles", name) for name in ("radius", "box", "velocities", "graph_indptr", "particle_offsets")]
+    + [("mesh", name) for name in ("topology", "laplacian_indices", "laplacian_indptr", "edges")],
+)
+@pytest.mark.parametrize("left", [0, -1])
+def test_an_array_with_fewer_rows_than_belong_to_it_is_found(tmp_path, kind, name, left):
+    WRITERS[kind](tmp_path)
+    manifest, store = read_manifest(tmp_path, TASKS[kind]), store_path(tmp_path, TASKS[kind], "val", kind)
+    about = json.loads((store / name / "zarr.json").read_text())
+    about["shape"][0] = 0 if left == 0 else about["shape"][0] - 1
+    (store / name / "zarr.json").write_text(json.dumps(about))
+    with pytest.raises(UpsDataError, match="; fetch or convert it again"):
         check_numbers(store, manifest, "val")

@@ -138,29 +138,30 @@ def _signals_held() -> Iterator[None]:
 
 @contextmanager
 def signals_noted() -> Iterator[Callable[[], None]]:
-    """Yield a function that raises KeyboardInterrupt if a signal has come: what is not asked is not interrupted.
+    """Yield a function that has a signal that came taken by its handler: what is not asked is not interrupted.
 
     One that came between any two steps of a pool of processes could leave it locked for ever, and one between two
-    files that belong together only one of them published. It is raised at the end, if not before.
+    files that belong together only one of them published. It is taken at the end, if not before.
     """
     came: list[int] = []
+    before: dict[int, Callable] = {}
 
     def let_in() -> None:
         if came:
-            raise KeyboardInterrupt(came[0])
+            number = came.pop(0)
+            before[number](number, None)  # raises KeyboardInterrupt, or whatever else the program wants
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere none arrives
-        before = {number: signal.getsignal(number) for number in SIGNALS}
-    taken = {number: handler for number, handler in before.items() if callable(handler)}
-    for number in taken:
-        signal.signal(number, lambda number, frame: came.append(number))
     try:
+        if threading.current_thread() is threading.main_thread():  # elsewhere none arrives
+            for number in SIGNALS:
+                if callable(handler := signal.getsignal(number)):
+                    before[number] = handler
+                    signal.signal(number, lambda number, frame: came.append(number))
         yield let_in
     finally:
-        for number, handler in taken.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
-    let_in()
+        let_in()
 
 
 def start_worker() -> None:

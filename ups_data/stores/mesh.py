@@ -30,7 +30,13 @@ from ups_data.geometry import cotangent_laplacian, edges_of_cells
 from ups_data.stores import packed
 
 FORMAT = "ups-data/mesh"
-PARTS = ("node", "cell", "edge", "laplacian")  # what a topology has runs of
+# What a topology has runs of, and in which arrays.
+PARTS = {
+    "node": ("coords",),
+    "cell": ("cells",),
+    "edge": ("edges",),
+    "laplacian": ("laplacian_data", "laplacian_indices"),
+}
 TOPOLOGIES_KEPT = 64  # by an open reader: samples of one mesh are read after one another or at random among a few
 
 
@@ -114,10 +120,10 @@ class MeshStore(packed.PackedReader):
 
     def __init__(self, path: str | Path):
         super().__init__(path, FORMAT)
-        rows = {"node": "coords", "cell": "cells", "edge": "edges", "laplacian": "laplacian_data"}
-        self._offsets = {part: self.offsets(f"{part}_offsets", rows[part]) for part in PARTS}
+        self._offsets = {part: self.offsets(f"{part}_offsets", *arrays) for part, arrays in PARTS.items()}
+        self.check_pointers("laplacian_indptr", self._offsets["node"])
         nodes = np.diff(self._offsets["node"])
-        self.topology_of = self.within("topology", self.all("topology"), len(nodes))
+        self.topology_of = self.within("topology", self.of_samples("topology"), len(nodes))
         self.sample_offsets = self.offsets("sample_offsets", "fields")
         if not np.array_equal(np.diff(self.sample_offsets), self.frames * nodes[self.topology_of]):
             raise self.damaged("sample_offsets", "has other places than meshes and frames say")

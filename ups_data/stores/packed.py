@@ -301,9 +301,10 @@ class PackedReader:
         self.channels: list[str] = attributes["channels"]
         self.parameter_names: list[str] = attributes["parameter_names"]
         self.manifest: dict = attributes["manifest"]
-        self.times, self.parameters = self.all("times"), self.all("parameters")
-        self.groups = [row.tobytes().hex() for row in self.all("group")]
-        self.source_file, self.source_row = self.all("source_file"), self.all("source_row")
+        self.times = self.all("times")
+        self.parameters = self.of_samples("parameters", len(self.parameter_names))
+        self.groups = [row.tobytes().hex() for row in self.of_samples("group", 16)]
+        self.source_file, self.source_row = self.of_samples("source_file"), self.of_samples("source_row")
 
     def __len__(self) -> int:
         return len(self.times)
@@ -332,16 +333,32 @@ class PackedReader:
         """The sentence for an array that is not as it was written."""
         return UpsDataError(f"{self.path}/{name} {what}; fetch or convert it again")
 
-    def offsets(self, name: str, of: str, more: int = 0) -> np.ndarray:
-        """Where every run of the array `of` starts, and the last one ends, `more` rows before the array: int64 [n + 1].
+    def of_samples(self, name: str, *columns: int) -> np.ndarray:
+        """A whole array of one row a sample; raises UpsDataError for one of another shape."""
+        values = self.all(name)
+        if values.shape != (len(self), *columns):
+            raise self.damaged(name, f"has the shape {values.shape}, expected {(len(self), *columns)}")
+        return values
 
-        Raises UpsDataError unless the runs are all of the array, one after another.
+    def offsets(self, name: str, *arrays: str) -> np.ndarray:
+        """Where every run of the arrays starts, and the last one ends: int64 [n + 1].
+
+        Raises UpsDataError unless the runs are all of the arrays, one after another.
         """
-        self.rows(of, 0, 0)
-        offsets, rows = self.all(name), self.array(of).shape[0] - more
-        if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows or np.any(np.diff(offsets) < 0):
-            raise self.damaged(name, f"has other places than those of the {rows} rows of {of}")
+        offsets = self.all(name)
+        for of in arrays:
+            self.rows(of, 0, 0)
+            rows = self.array(of).shape[0]
+            if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
+                raise self.damaged(name, f"has other places than those of the {rows} rows of {of}")
         return offsets
+
+    def check_pointers(self, name: str, runs: np.ndarray) -> None:
+        """Check that an array of row pointers, one more than rows in every run, is as long as these offsets say."""
+        self.rows(name, 0, 0)
+        rows = self.array(name).shape[0]
+        if not len(runs) or rows != runs[-1] + len(runs) - 1:
+            raise self.damaged(name, f"has {rows} rows, other than its offsets say")
 
     def within(self, name: str, values: np.ndarray, below: int) -> np.ndarray:
         """Check that integers lie in 0..below."""
@@ -351,7 +368,7 @@ class PackedReader:
 
     def pointers(self, name: str, values: np.ndarray, entries: int) -> np.ndarray:
         """Check the row pointers of a CSR matrix of so many entries."""
-        if values[0] != 0 or values[-1] != entries or np.any(np.diff(values) < 0):
+        if values[0] != 0 or values[-1] != entries or (values[1:] < values[:-1]).any():
             raise self.damaged(name, f"has other pointers than those of {entries} entries")
         return values
 

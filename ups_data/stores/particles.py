@@ -79,10 +79,12 @@ class ParticleStore(packed.PackedReader):
 
     def __init__(self, path: str | Path):
         super().__init__(path, FORMAT)
-        self.radius, self.box = self.all("radius"), self.all("box")
-        self.sample_offsets = self.offsets("sample_offsets", "positions")
+        self.radius, self.box = self.of_samples("radius"), self.all("box")
+        self.of_samples("box", self.box.shape[-1])
+        self.sample_offsets = self.offsets("sample_offsets", "positions", "velocities")
         self.graph_offsets = self.offsets("graph_offsets", "graph_indices")
-        self.particle_offsets = self.offsets("particle_offsets", "graph_indptr", more=len(self))
+        self.particle_offsets = self.all("particle_offsets")
+        self.check_pointers("graph_indptr", self.particle_offsets)
         if not np.array_equal(self.sample_offsets, self.frames * self.particle_offsets):
             raise self.damaged("sample_offsets", "has other places than particles and frames say")
 
