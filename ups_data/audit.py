@@ -191,7 +191,6 @@ class _Rows:
 
     def __init__(self, store: PackedReader, name: str):
         self.store, self.name = store, name
-        store.rows(name, 0, 0)
         self.shape = store.array(name).shape
 
     def __getitem__(self, rows: slice) -> np.ndarray:

@@ -28,6 +28,7 @@ from ups_data.execution import signals_noted
 SHARD_BYTES = 64 << 20  # few files, and none that a remote would not take
 CHUNK_BYTES = 1 << 20  # read at once: a few trajectories; larger ones would be read for nothing
 VERSION = 1
+UNREADABLE = (KeyError, ValueError, OSError, RuntimeError, TypeError)  # what Zarr raises for what is damaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,33 +108,32 @@ class Array:
     def read(self, first: int, stop: int) -> np.ndarray:
         """Rows first..stop, which must be there; raises OSError for a file that has become shorter."""
         rows = np.empty((stop - first, *self.shape[1:]), self.dtype)
-        data = rows.reshape(-1).view(np.uint8).data
-        while len(data):
-            index, within = divmod(first, self.file_rows)
-            count = min(len(data) // self.row_bytes, self.file_rows - within)
-            part, data = data[: count * self.row_bytes], data[count * self.row_bytes :]
-            with open(self.file(index), "rb", buffering=0) as file:
-                file.seek(within * self.row_bytes)
+        for path, offset, part in self._pieces(first, rows.reshape(-1).view(np.uint8).data):
+            with open(path, "rb", buffering=0) as file:
+                file.seek(offset)
                 while len(part):
-                    taken = file.readinto(part)
-                    if not taken:
-                        raise OSError(f"{self.file(index)} ends too early")
+                    if not (taken := file.readinto(part)):
+                        raise OSError(f"{path} ends too early")
                     part = part[taken:]
-            first += count
         return rows
 
     def write(self, first: int, rows: np.ndarray) -> None:
         """Put rows [n, ..] into their places from row `first` on; the array was created before."""
         data = np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8).data
+        for path, offset, part in self._pieces(first, data):
+            with open(path, "r+b", buffering=0) as file:
+                file.seek(offset)
+                while len(part):
+                    part = part[file.write(part) :]
+
+    def _pieces(self, first: int, data: memoryview) -> Iterator[tuple[Path, int, memoryview]]:
+        """The bytes of rows from `first` on, file by file: (file, where in it, which of the bytes)."""
         while len(data):
             index, within = divmod(first, self.file_rows)
             count = min(len(data) // self.row_bytes, self.file_rows - within)
-            part, data = data[: count * self.row_bytes], data[count * self.row_bytes :]
-            with open(self.file(index), "r+b", buffering=0) as file:
-                file.seek(within * self.row_bytes)
-                while len(part):
-                    part = part[file.write(part) :]
-            first += count
+            size = count * self.row_bytes
+            yield self.file(index), within * self.row_bytes, data[:size]
+            first, data = first + count, data[size:]
 
 
 def create(array: Array) -> None:
@@ -320,13 +320,13 @@ class PackedReader:
 
     def rows(self, name: str, start: int, stop: int | None) -> np.ndarray:
         """Rows start..stop of an array; one that is missing or damaged is a sentence."""
+        array = self.array(name)
         try:
-            array = self.array(name)
             if name not in self._plain:
                 self._plain[name] = _plain(self.path / name, array)
             plain, (start, stop, _) = self._plain[name], slice(start, stop).indices(array.shape[0])
             return plain.read(start, stop) if plain and start < stop else array[start:stop]
-        except (KeyError, ValueError, OSError, RuntimeError, TypeError) as error:
+        except UNREADABLE as error:
             raise self.damaged(name, f"cannot be read ({error})") from None
 
     def damaged(self, name: str, what: str) -> UpsDataError:
@@ -347,7 +347,6 @@ class PackedReader:
         """
         offsets = self.all(name)
         for of in arrays:
-            self.rows(of, 0, 0)
             rows = self.array(of).shape[0]
             if len(offsets) < 2 or offsets[0] != 0 or offsets[-1] != rows or (offsets[1:] < offsets[:-1]).any():
                 raise self.damaged(name, f"has other places than those of the {rows} rows of {of}")
@@ -355,7 +354,6 @@ class PackedReader:
 
     def check_pointers(self, name: str, runs: np.ndarray) -> None:
         """Check that an array of row pointers, one more than rows in every run, is as long as these offsets say."""
-        self.rows(name, 0, 0)
         rows = self.array(name).shape[0]
         if not len(runs) or rows != runs[-1] + len(runs) - 1:
             raise self.damaged(name, f"has {rows} rows, other than its offsets say")
@@ -373,9 +371,13 @@ class PackedReader:
         return values
 
     def array(self, name: str) -> zarr.Array:
-        """The named Zarr array, opened once; Zarr reads a missing file as zeros, so its files are looked for here."""
+        """The named Zarr array, opened once; one that is missing or damaged is a sentence."""
         if name not in self._arrays:
-            array = self.root[name]
+            try:
+                array = self.root[name]
+            except UNREADABLE as error:
+                raise self.damaged(name, f"cannot be read ({error})") from None
+            # Zarr reads a missing file as zeros.
             files = math.ceil(array.shape[0] / (array.shards or array.chunks)[0]) if array.size else 0
             for index in range(files):
                 file = self.path.joinpath(name, "c", str(index), *["0"] * (array.ndim - 1))

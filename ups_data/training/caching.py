@@ -85,7 +85,7 @@ def cache_split(
     judged = _judged(len(frames), blocks)
     mine = slice(ranks.rank(), None, ranks.world())
     read = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
-    own = zip((batch for _, batch in read), judged[mine], strict=True)
+    own = zip(read, judged[mine], strict=True)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
     encoded = _on_cores(encode, own) if device.type == "cpu" else _one_ahead(encode(task) for task in own)
     seen: list[Encoded] = []  # of every block all but its latents, looked at in the end: a GPU is not waited for
@@ -266,8 +266,8 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 def read_ahead(
     frames: Frames, blocks: list[np.ndarray], roles: list[str], workers: int, pin: bool
-) -> Iterator[tuple[np.ndarray, dict[str, Frame]]]:
-    """(frame numbers, role -> frame) of every block in order; `workers` threads are that many blocks ahead."""
+) -> Iterator[dict[str, Frame]]:
+    """Role -> frame of every block in order; `workers` threads are that many blocks ahead."""
 
     def read(index: np.ndarray) -> dict[str, Frame]:
         batch = {role: frames.read(index, role) for role in roles}
@@ -276,10 +276,10 @@ def read_ahead(
         return batch
 
     if not workers:
-        yield from ((index, read(index)) for index in blocks)
+        yield from map(read, blocks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        yield from in_order(pool, read, blocks, workers + 1)
+        yield from (batch for _, batch in in_order(pool, read, blocks, workers + 1))
 
 
 def places(autoencoder: Autoencoder, frames: Frames) -> dict[str, Tensor]:
