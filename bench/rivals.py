@@ -28,7 +28,7 @@ from ups_data.stores.grid import GridReader
 from ups_data.training.augment import draw_moves, move
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import SMOOTH_ROLLOUT, relative_error
-from ups_data.training.sampling import evenly
+from ups_data.training.sampling import draw, evenly
 from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper
 
 TASK, DATASET = the_dataset(CONFIG, ())
@@ -167,14 +167,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 
 def batch_of(train: Tensor, knobs: Optimiser, step: int, calls: int) -> Batch:
-    """A window of frames 5 apart from any frame on, and how it is moved."""
+    """Windows of frames 5 apart, which begin where those of the operator do, and how they are moved."""
     generator, length = step_generator(knobs.seed, step), calls * BUNDLE + 1
     span = STRIDE * (length - 1) + 1
-    rows = torch.randint(len(train), (knobs.batch, 1), generator=generator)
-    starts = torch.randint(train.shape[1] - span + 1, (knobs.batch, 1), generator=generator)
-    frames = starts + STRIDE * torch.arange(length)
+    rows, starts = draw(generator, knobs.batch, len(train), train.shape[1] - span + 1, DATASET.train.initial)
+    frames = torch.tensor(starts)[:, None] + STRIDE * torch.arange(length)
     moves = draw_moves(("shift", "reflection"), generator, knobs.batch, [train.shape[2]], [True])
-    window = train[rows.to(train.device), frames.to(train.device)]
+    window = train[torch.tensor(rows)[:, None].to(train.device), frames.to(train.device)]
     return {"fields": window} | {name: tensor.to(train.device) for name, tensor in moves.items()}
 
 

@@ -23,12 +23,12 @@ from ups_data.params import Train
 from ups_data.stores.latents import LatentCache, write_cache
 from ups_data.training import loop
 from ups_data.training.losses import SMOOTH_ROLLOUT, relative_error
-from ups_data.training.operator import train_operator, unrolling
+from ups_data.training.operator import Problem, train_operator, training_batch, unrolling
 
 CPU = torch.device("cpu")
 KNOBS = {
     "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1],
-    "optimiser": "muon", "weight_decay": 0.0, "augment": [],
+    "initial": 0.0, "optimiser": "muon", "weight_decay": 0.0, "augment": [],
     "steps": 60, "batch": 8, "learning_rate": 1e-2, "seed": 0,
 }  # fmt: skip
 
@@ -231,6 +231,14 @@ def test_windows_are_read_from_the_cache_as_they_are_held_in_memory(caches, monk
     window = ("state", [3, 0, 63], [1, 0, 5], 3, 2)
     assert held.held and not read.held
     assert torch.equal(held.window(*window), read.window(*window))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_a_share_of_the_windows_begins_at_the_first_frame_and_the_others_anywhere(caches, share):
+    problem, knobs = Problem(caches[0], Plain(), CPU), Train(**(KNOBS | {"initial": share, "batch": 4000}))
+    batch, first = training_batch(problem, knobs, 0, 4, 1), caches[0].load("state", torch.float32)[:, 0]
+    begins_there = (batch["given"][:, 0, None] == first).all(dim=(2, 3)).any(dim=1).float().mean().item()
+    assert begins_there == pytest.approx(share + (1 - share) / 8, abs=0.03)  # 8 of the 12 frames begin windows of 5
 
 
 def test_windows_that_do_not_fit_the_trajectories_are_refused():

@@ -250,6 +250,9 @@ class Train(Optimiser):
     weight_decay: NotNegative = Field(
         description="Of the same matrices: a step takes this times the learning rate of them away"
     )
+    initial: Fraction = Field(
+        description="Share of the training windows that begin at the first frame; the others begin at any"
+    )
     augment: list[Literal["shift", "reflection"]] = Field(
         description="Symmetries that make new trajectories: shift, along periodic axes; reflection, u(x) -> -u(-x)"
     )

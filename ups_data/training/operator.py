@@ -190,7 +190,8 @@ def training_batch(problem: Problem, knobs: Train, step: int, steps: int, stride
     history = 1 if problem.static else knobs.history
     starts = 1 if problem.static else problem.cache.frames - _span(history, steps, stride) + 1
     generator = step_generator(knobs.seed, step)
-    batch = problem.batch(*draw(generator, knobs.batch, problem.cache.samples, starts), history, steps, stride)
+    drawn = draw(generator, knobs.batch, problem.cache.samples, starts, knobs.initial)
+    batch = problem.batch(*drawn, history, steps, stride)
     order = torch.randperm(steps, generator=generator)
     if (count := LOOKED_AT[device.type]) is not None:
         batch["looked_at"] = order[:count]
