@@ -34,7 +34,7 @@ from ups_data.stores.grid import GridReader
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "burgers1d_gpu.yaml"
 STAGES = ("simulate", "convert", "autoencoder", "latents", "train")
-FLAGS = {"latents": ["--workers", "4", "--pin-memory", "--overwrite"]}
+FLAGS = {"latents": ["--overwrite"]}
 AT_ONCE = 5  # sections that are simulated at once: half of the time of one is the start of its process
 BATCH = 100  # trajectories rolled out at once
 # (frame [B, X], steps, which trajectories) -> the next frames of the protocol [B, steps, X]

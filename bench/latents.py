@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = autoencoder_config("bench", frames, size) | {"steps": 1}
         as_trained = build_autoencoder(config).to(device).eval().requires_grad_(False)
         autoencoder = build_autoencoder(config).to(device).freeze()
-        knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 4096), shard_mb=256)
+        knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 4096), shard_mb=64)
         made = 2 * args.samples * shape[0] * size.latent_len * size.latent_dim
         ways: dict[str, Callable[[], object]] = {
             "cache": lambda: cache_split(

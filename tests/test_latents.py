@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from stages import latents as stage
 from ups_data.errors import UpsDataError
 from ups_data.files import checksum, read_json
-from ups_data.models.autoencoder import build_autoencoder, save_autoencoder
+from ups_data.models.autoencoder import build_autoencoder, load_autoencoder, save_autoencoder
 from ups_data.params import View
 from ups_data.stores import latents
 from ups_data.stores.latents import LatentCache, cache_is_current, open_cache
@@ -101,6 +101,22 @@ def test_bytes_are_the_same_on_any_number_of_cores(caches, data, models, tmp_pat
         write(tmp_path / str(cores), data, models, kind)
     assert contents(folder(tmp_path / "1", kind)) == contents(folder(tmp_path / "3", kind))
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_caches_what_a_cpu_does_pinned_or_not(caches, data, models, tmp_path, kind):
+    save_autoencoder(tmp_path / "autoencoder.safetensors", models[kind], 20)
+    gpu = torch.device("cuda")
+    model = load_autoencoder(tmp_path / "autoencoder.safetensors", gpu)
+    for pin, workers in ((True, 3), (False, 0)):
+        cache_split(
+            model, frames_of(data, kind), tmp_path / str(pin), LATENTS, device=gpu, workers=workers, pin_memory=pin
+        )
+    assert contents(tmp_path / "True") == contents(tmp_path / "False")
+    made, known = LatentCache(tmp_path / "True"), LatentCache(folder(caches, kind))
+    for role in known.roles:
+        assert torch.allclose(made.load(role), known.load(role), rtol=1e-2, atol=1e-2)  # rounded in convolutions
 
 
 def test_a_cache_that_cannot_be_written_leaves_no_threads_behind(data, models, tmp_path, monkeypatch):
@@ -414,8 +430,8 @@ def test_data_that_are_no_numbers_are_named_and_training_is_not_blamed(data, mod
     spoilt = frames_of(data, "grid")
     read = spoilt.read
 
-    def with_nan(index, role):
-        frame = read(index, role)
+    def with_nan(index, role, *pinned):
+        frame = read(index, role, *pinned)
         frame["fields"][np.asarray(index) == spoilt.frames + 2] = np.nan
         return frame
 

@@ -168,8 +168,11 @@ def _write_shards(
 def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> dict[str, object]:
     """Write a file to the disk; returns its identity. All this while the next shard is encoded."""
     _save(tensors, path)
-    files.sync(path)
-    return _identity(path)
+    with ThreadPoolExecutor(1) as flusher:  # the last shard is waited for: its checksum need not wait for the disk
+        flushed = flusher.submit(files.sync, path)
+        identity = _identity(path)
+        flushed.result()
+    return identity
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -71,7 +71,8 @@ def cache_split(
 ) -> dict | None:
     """Encode all frames of a split into `folder`; returns the cache's manifest, on ranks other than 0 None.
 
-    `workers` threads read ahead, 0 reads in turn; the bytes do not depend on it. Raises UpsDataError for an untrained
+    `workers` threads read ahead, 0 reads in turn; with `pin_memory` a GPU fetches fields and leaves latents in memory
+    that is locked in its place. The bytes depend on neither. Raises UpsDataError for an untrained
     autoencoder and for latents that are not finite.
     """
     config = autoencoder.config
@@ -87,7 +88,7 @@ def cache_split(
     read = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
     own = zip(read, judged[mine], strict=True)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
-    encoded = _on_cores(encode, own) if device.type == "cpu" else _one_ahead(encode(task) for task in own)
+    encoded = _on_cores(encode, own) if device.type == "cpu" else _on_gpu(encode, own, pin)
     seen: list[Encoded] = []  # of every block all but its latents, looked at in the end: a GPU is not waited for
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -181,10 +182,24 @@ def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
     return [part - start for part, start in zip(parts, starts, strict=True)]
 
 
-def _one_ahead(blocks: Iterator[Encoded]) -> Iterator[Encoded]:
-    """Every block after the next one was begun: a GPU encodes that one while this one is taken from it."""
-    for block, _ in itertools.pairwise(itertools.chain(blocks, [None])):
+def _on_gpu(work: Callable[[Task], Encoded], tasks: Iterable[Task], pin: bool) -> Iterator[Encoded]:
+    """Every block with its latents in the memory of the host, when the next one was begun: the GPU does not wait."""
+
+    def begun() -> Iterator[tuple[Encoded, torch.cuda.Event]]:
+        for task in tasks:
+            block, left = work(task), torch.cuda.Event()
+            latents = {role: _on_its_way(tensor, pin) for role, tensor in block.latents.items()}
+            left.record()
+            yield block._replace(latents=latents), left
+
+    for (block, left), _ in itertools.pairwise(itertools.chain(begun(), [None])):
+        left.synchronize()  # the copies of this block, not what the next one has the GPU do
         yield block
+
+
+def _on_its_way(tensor: Tensor, pin: bool) -> Tensor:
+    """A copy in the memory of the host, whole when the GPU has come to it."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin).copy_(tensor, non_blocking=True)
 
 
 def _on_cores(work: Callable[[Task], Encoded], tasks: Iterable[Task]) -> Iterator[Encoded]:
@@ -270,7 +285,7 @@ def read_ahead(
     """Role -> frame of every block in order; `workers` threads are that many blocks ahead."""
 
     def read(index: np.ndarray) -> dict[str, Frame]:
-        batch = {role: frames.read(index, role) for role in roles}
+        batch = {role: frames.read(index, role, pin) for role in roles}
         if pin:
             batch = {role: {name: t.pin_memory() for name, t in frame.items()} for role, frame in batch.items()}
         return batch
