@@ -170,7 +170,7 @@ def _settle(program: str) -> None:
 
     if threading.current_thread() is threading.main_thread():
         for number, usual in STOPS.items():
-            if signal.getsignal(number) == usual:  # not under `nohup`
+            if signal.getsignal(number) in (usual, signal.SIG_DFL):  # not under `nohup`; stages/__init__.py
                 signal.signal(number, stop)
                 os.register_at_fork(after_in_child=partial(signal.signal, number, usual))
 

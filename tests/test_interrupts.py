@@ -59,6 +59,30 @@ def test_ctrl_c_among_workers_ends_all_of_them(turns, work):
         assert process.returncode == 130
 
 
+STARTING = """
+import signal, sys
+sys.argv = ["-m"]  # as while Python looks for the script of `python -m stages.<stage>`
+from stages.common import run, stage_parser
+
+def work(args):
+    signal.raise_signal(signal.SIGINT)
+
+if EARLY:
+    signal.raise_signal(signal.SIGINT)
+sys.exit(run(work, stage_parser("", "python -m stages.doing it"), []))
+"""
+
+
+@pytest.mark.parametrize(
+    ("early", "status", "said"), [(True, -signal.SIGINT, ""), (False, 130, "python -m stages.doing: interrupted; run")]
+)
+def test_ctrl_c_before_a_stage_listens_ends_it_without_a_traceback(early, status, said):
+    command = [sys.executable, "-c", STARTING.replace("EARLY", str(early))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status
+    assert done.stderr.startswith(said) and done.stderr.count("\n") <= 1
+
+
 IMPORTING = """
 import sys
 from stages.common import run, stage_parser

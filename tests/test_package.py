@@ -124,6 +124,20 @@ def test_a_damaged_split_is_not_packaged(tmp_path, kind, spoil, sentence):
     assert not (tmp_path / "out").exists() and not (tmp_path / "entries").exists()
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), PermissionError(13, "Permission denied")])
+def test_an_archive_without_its_entry_is_not_published(tmp_path, monkeypatch, stop):
+    packaged(tmp_path)
+    before = tree(tmp_path / "artifacts"), tree(tmp_path / "registry")
+
+    def refuse(*_):
+        raise stop
+
+    monkeypatch.setattr(registry, "write_entry", refuse)
+    with pytest.raises(type(stop)):
+        packaged(tmp_path, kind="mesh")
+    assert (tree(tmp_path / "artifacts"), tree(tmp_path / "registry")) == before
+
+
 def test_a_manifest_that_was_changed_is_refused(tmp_path):
     converted(tmp_path / "data", "waves")
     path = tmp_path / "data" / "waves_manifest.json"
@@ -180,4 +194,5 @@ def test_the_stage_packs_a_task_of_params(tmp_path, monkeypatch, capsys):
     assert archive.members(packed)[0].path == "burgers1d_manifest.json"
     assert "ratio" in capsys.readouterr().out
     assert package.main(["burgers", "--params", str(root / "params.yaml")]) == 1
-    assert "did you mean 'burgers1d'?" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"{root / 'params.yaml'} has no datasets.burgers (did you mean 'burgers1d'?)" in said

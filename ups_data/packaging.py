@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ups_data import archive, console, files, registry
 from ups_data.audit import check_numbers
+from ups_data.execution import signals_noted
 from ups_data.manifest import check_split, manifest_path, read_manifest, store_path
 from ups_data.params import SPLITS, Package
+from ups_data.staging import staging
 
 
 def package_dataset(
@@ -28,10 +30,16 @@ def package_dataset(
     names = [*stores.values(), manifest_path(data, task).name]
     sources = archive.collect(data, names)
     target = out / f"{knobs.name}.{knobs.suffix}"
-    with console.progress(f"package {knobs.name}", sum(p.stat().st_size for p in sources.values()), "B") as bar:
-        members = archive.pack(sources, target, knobs.codec, workers, bar.advance)
-    entry = _entry(task, knobs, manifest, stores, members, target)
-    registry.write_entry(entries, knobs.name, entry)
+    files.check_file(target)
+    out.mkdir(parents=True, exist_ok=True)
+    with staging(out) as made:
+        packed = made / target.name
+        with console.progress(f"package {knobs.name}", sum(p.stat().st_size for p in sources.values()), "B") as bar:
+            members = archive.pack(sources, packed, knobs.codec, workers, bar.advance)
+        entry = _entry(task, knobs, manifest, stores, members, packed)
+        with signals_noted():  # both or none
+            registry.write_entry(entries, knobs.name, entry)
+            files.publish(packed, target)
     return target, entry
 
 
@@ -51,14 +59,14 @@ def _entry(
     manifest: Mapping,
     stores: Mapping[str, str],
     members: Sequence[archive.Member],
-    target: Path,
+    packed: Path,
 ) -> registry.Entry:
-    packed = registry.Archive(
-        file=target.name,
+    made = registry.Archive(
+        file=packed.name,
         codec=knobs.codec,
-        size=target.stat().st_size,
-        sha256=files.checksum(target),
-        md5=files.checksum(target, "md5"),
+        size=packed.stat().st_size,
+        sha256=files.checksum(packed),
+        md5=files.checksum(packed, "md5"),
     )
     splits = {
         split: registry.SplitItem(samples=manifest["splits"][split]["samples"], **item(store, members).model_dump())
@@ -71,7 +79,7 @@ def _entry(
         task=task,
         version=int(re.search(r"_v([0-9]+)$", knobs.name)[1]),
         description=knobs.description,
-        archive=packed,
+        archive=made,
         splits=splits,
         manifest=item(manifest_path("", task).name, members),
         resolution=manifest["resolution"],

@@ -19,6 +19,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     field_validator,
     model_validator,
@@ -366,6 +367,7 @@ class Params(Knobs):
     simulate: dict[str, Solver]
     datasets: dict[str, Dataset]
     sync: Sync
+    _file: str = PrivateAttr("params.yaml")  # that it was read from
 
     @field_validator("simulate", "datasets", mode="before")
     @classmethod
@@ -406,24 +408,27 @@ def load_params(path: str | Path = "params.yaml", overrides: Sequence[str] = ())
     """
     tree = knobs.read_tree(path, overrides, OPTIONAL)
     try:
-        return Params.model_validate(tree)
+        params = Params.model_validate(tree)
     except ValidationError as error:
         raise UpsDataError(knobs.sentence(path, error.errors(), tree, OPTIONAL)) from None
+    params._file = str(path)
+    return params
 
 
 def dataset_params(params: Params, task: str) -> Dataset:
     """The section of one task; an unknown task is a sentence with the known ones."""
-    return _named(params.datasets, task, "datasets")
+    return _named(params, "datasets", task)
 
 
 def simulate_params(params: Params, task: str) -> Solver:
     """The solver section of one task; an unknown task is a sentence with the known ones."""
-    return _named(params.simulate, task, "simulate")
+    return _named(params, "simulate", task)
 
 
-def _named(section: dict, task: str, name: str):
+def _named(params: Params, name: str, task: str):
+    section = getattr(params, name)
     if task not in section:
         raise UpsDataError(
-            f"params.yaml has no {name}.{task}{knobs.suggest(task, section)}; known: {', '.join(section)}"
+            f"{params._file} has no {name}.{task}{knobs.suggest(task, section)}; known: {', '.join(section)}"
         )
     return section[task]

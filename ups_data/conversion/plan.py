@@ -343,11 +343,15 @@ def static_fields(plan: Plan, chosen: Sequence[Sample]) -> Iterator[np.ndarray]:
 def check_finite(raw: RawFile, values: np.ndarray, row: int, start: int | None = None) -> np.ndarray:
     """Return `values` of a sample (of its static fields when `start` is None); refuse NaN and Inf, naming the first."""
     if not np.isfinite(values).all():
-        where = np.argwhere(~np.isfinite(values))[0]
+        where = tuple(np.argwhere(~np.isfinite(values))[0])
         names = raw.static_channels if start is None else raw.channels
         frame = "" if start is None else f", frame {start + where[0]}"
+        exact = raw.read_static(row)[where] if start is None else raw.read(row, start, start + len(values))[where]
+        remedy = "fetch it again"
+        if np.isfinite(exact):
+            remedy = "it is too large for them: store the field in a larger unit"
         raise UpsDataError(
-            f"{raw.path}: {names[where[-1]]} is {values[tuple(where)]} in sample {row}{frame} at grid point "
-            f"{tuple(int(i) for i in where[start is not None : -1])}, expected finite float32 numbers; fetch it again"
+            f"{raw.path}: {names[where[-1]]} is {exact} in sample {row}{frame} at grid point "
+            f"{tuple(int(i) for i in where[start is not None : -1])}, expected finite float32 numbers; {remedy}"
         )
     return values
