@@ -88,7 +88,7 @@ def cache_split(
     read = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
     own = zip(read, judged[mine], strict=True)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
-    encoded = _on_cores(encode, own) if device.type == "cpu" else _on_gpu(encode, own, pin)
+    encoded = _on_cores(encode, own) if device.type == "cpu" else _on_gpu(encode, own, device, pin)
     seen: list[Encoded] = []  # of every block all but its latents, looked at in the end: a GPU is not waited for
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -182,15 +182,16 @@ def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
     return [part - start for part, start in zip(parts, starts, strict=True)]
 
 
-def _on_gpu(work: Callable[[Task], Encoded], tasks: Iterable[Task], pin: bool) -> Iterator[Encoded]:
+def _on_gpu(
+    work: Callable[[Task], Encoded], tasks: Iterable[Task], device: torch.device, pin: bool
+) -> Iterator[Encoded]:
     """Every block with its latents in the memory of the host, when the next one was begun: the GPU does not wait."""
 
     def begun() -> Iterator[tuple[Encoded, torch.cuda.Event]]:
         for task in tasks:
-            block, left = work(task), torch.cuda.Event()
+            block = work(task)
             latents = {role: _on_its_way(tensor, pin) for role, tensor in block.latents.items()}
-            left.record()
-            yield block._replace(latents=latents), left
+            yield block._replace(latents=latents), torch.cuda.current_stream(device).record_event()
 
     for (block, left), _ in itertools.pairwise(itertools.chain(begun(), [None])):
         left.synchronize()  # the copies of this block, not what the next one has the GPU do
