@@ -37,6 +37,12 @@ BUNDLE, CALLS = 8, (1, 2, 4)
 JUDGED = 256  # validation trajectories
 
 
+class Knobs(Optimiser):
+    """Of a training of theirs."""
+
+    initial: float  # share of the windows that begin at the first frame
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, evaluate, print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
@@ -45,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--initial", type=float, default=DATASET.train.initial, help="as train.initial")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.manual_seed(0)
         model = Rival(NETWORKS[name](), splits["train"]).to(device)
         started = time.perf_counter()
-        knobs = Optimiser(steps=1, batch=args.batch, learning_rate=args.learning_rate, seed=0)
+        knobs = Knobs(steps=1, batch=args.batch, learning_rate=args.learning_rate, seed=0, initial=args.initial)
         steps = steps_in(args.minutes, model, splits["train"], knobs)
         curve = train(model, splits, knobs.model_copy(update={"steps": steps}), args.folder / "state" / name)
         facts = {
@@ -166,11 +173,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 # --- training ------------------------------------------------------------------------------------
 
 
-def batch_of(train: Tensor, knobs: Optimiser, step: int, calls: int) -> Batch:
-    """Windows of frames 5 apart, which begin where those of the operator do, and how they are moved."""
+def batch_of(train: Tensor, knobs: Knobs, step: int, calls: int) -> Batch:
+    """Windows of frames 5 apart and how they are moved, drawn as those of the operator are."""
     generator, length = step_generator(knobs.seed, step), calls * BUNDLE + 1
     span = STRIDE * (length - 1) + 1
-    rows, starts = draw(generator, knobs.batch, len(train), train.shape[1] - span + 1, DATASET.train.initial)
+    rows, starts = draw(generator, knobs.batch, len(train), train.shape[1] - span + 1, knobs.initial)
     frames = torch.tensor(starts)[:, None] + STRIDE * torch.arange(length)
     moves = draw_moves(("shift", "reflection"), generator, knobs.batch, [train.shape[2]], [True])
     window = train[torch.tensor(rows)[:, None].to(train.device), frames.to(train.device)]
@@ -186,7 +193,7 @@ def loss_of(model: Rival, batch: Batch) -> Tensor:
     return relative_error(made, fields[:, 1:], None, (model.mean**2 + model.std**2)[None], SMOOTH_ROLLOUT)
 
 
-def steps_in(minutes: float, model: Rival, train: Tensor, knobs: Optimiser) -> int:
+def steps_in(minutes: float, model: Rival, train: Tensor, knobs: Knobs) -> int:
     """Training steps that take that long, all stages of unrolling in equal numbers; the weights stay as they are."""
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimiser = make_optimiser(model, train.device)
@@ -204,7 +211,7 @@ def steps_in(minutes: float, model: Rival, train: Tensor, knobs: Optimiser) -> i
     return max(len(CALLS), int(60 * minutes / (total / len(CALLS))))
 
 
-def train(model: Rival, splits: dict[str, Tensor], knobs: Optimiser, state: Path) -> list:
+def train(model: Rival, splits: dict[str, Tensor], knobs: Knobs, state: Path) -> list:
     """Fit by the loop of the pipeline; returns the learning curve."""
     judged = splits["val"][evenly(len(splits["val"]), JUDGED)][:, ::STRIDE]
     return fit(

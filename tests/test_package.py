@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ import yaml
 from stages import package
 from stages import registry as registry_stage
 from tests.archive_cases import CODECS, converted, tree
-from ups_data import archive, registry
+from ups_data import archive, files, registry
 from ups_data.archive import format as layout
 from ups_data.errors import UpsDataError
 from ups_data.packaging import package_dataset
@@ -125,17 +126,44 @@ def test_a_damaged_split_is_not_packaged(tmp_path, kind, spoil, sentence):
 
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), PermissionError(13, "Permission denied")])
-def test_an_archive_without_its_entry_is_not_published(tmp_path, monkeypatch, stop):
+@pytest.mark.parametrize("place", ["registry.write_entry", "files.publish"])
+def test_an_archive_without_its_entry_is_not_published(tmp_path, monkeypatch, place, stop):
     packaged(tmp_path)
-    before = tree(tmp_path / "artifacts"), tree(tmp_path / "registry")
+    before = published(tmp_path)
+    converted(tmp_path / "other", "waves", "mesh")
 
     def refuse(*_):
         raise stop
 
-    monkeypatch.setattr(registry, "write_entry", refuse)
+    monkeypatch.setattr(f"ups_data.{place}", refuse)
     with pytest.raises(type(stop)):
-        packaged(tmp_path, kind="mesh")
-    assert (tree(tmp_path / "artifacts"), tree(tmp_path / "registry")) == before
+        repackaged(tmp_path)
+    assert published(tmp_path) == before
+
+
+def test_ctrl_c_between_an_archive_and_its_entry_comes_after_both(tmp_path, monkeypatch):
+    entry, publish = packaged(tmp_path), files.publish
+    converted(tmp_path / "other", "waves", "mesh")
+
+    def interrupted(temporary: Path, final: Path) -> None:
+        publish(temporary, final)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(files, "publish", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        repackaged(tmp_path)
+    found = registry.read_registry(tmp_path / "registry" / "waves_subset_v1.yaml")["waves_subset_v1"]
+    packed = (tmp_path / "artifacts" / "waves_subset_v1.upk").read_bytes()
+    assert found.archive.sha256 == hashlib.sha256(packed).hexdigest() != entry.archive.sha256
+
+
+def repackaged(folder: Path) -> None:
+    """Package the other data under the name of those that `packaged` did."""
+    package_dataset("waves", KNOBS, folder / "other", folder / "artifacts", folder / "registry")
+
+
+def published(folder: Path) -> tuple[dict, dict]:
+    return tree(folder / "artifacts"), tree(folder / "registry")
 
 
 def test_a_manifest_that_was_changed_is_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ups_data import archive, console, files, registry
@@ -11,7 +12,6 @@ from ups_data.audit import check_numbers
 from ups_data.execution import signals_noted
 from ups_data.manifest import check_split, manifest_path, read_manifest, store_path
 from ups_data.params import SPLITS, Package
-from ups_data.staging import staging
 
 
 def package_dataset(
@@ -30,17 +30,15 @@ def package_dataset(
     names = [*stores.values(), manifest_path(data, task).name]
     sources = archive.collect(data, names)
     target = out / f"{knobs.name}.{knobs.suffix}"
-    files.check_file(target)
-    out.mkdir(parents=True, exist_ok=True)
-    with staging(out) as made:
-        packed = made / target.name
+    with ExitStack() as held, files.atomic(registry.entry_path(entries, knobs.name)) as described:
+
+        def describe(members: Sequence[archive.Member], packed: Path) -> None:
+            registry.write_entry(described, knobs.name, _entry(task, knobs, manifest, stores, members, packed, target))
+            held.enter_context(signals_noted())  # from here on both appear or none
+
         with console.progress(f"package {knobs.name}", sum(p.stat().st_size for p in sources.values()), "B") as bar:
-            members = archive.pack(sources, packed, knobs.codec, workers, bar.advance)
-        entry = _entry(task, knobs, manifest, stores, members, packed)
-        with signals_noted():  # both or none
-            registry.write_entry(entries, knobs.name, entry)
-            files.publish(packed, target)
-    return target, entry
+            archive.pack(sources, target, knobs.codec, workers, bar.advance, describe)
+    return target, registry.read_registry(registry.entry_path(entries, knobs.name))[knobs.name]
 
 
 def item(path: str, members: Sequence[archive.Member]) -> registry.Item:
@@ -60,9 +58,10 @@ def _entry(
     stores: Mapping[str, str],
     members: Sequence[archive.Member],
     packed: Path,
+    target: Path,
 ) -> registry.Entry:
     made = registry.Archive(
-        file=packed.name,
+        file=target.name,
         codec=knobs.codec,
         size=packed.stat().st_size,
         sha256=files.checksum(packed),

@@ -150,11 +150,14 @@ def find(entries: Mapping[str, Entry], name: str, where: str = REGISTRY) -> Entr
     return entries[name]
 
 
-def write_entry(folder: str | Path, name: str, entry: Entry) -> Path:
-    """Write one dataset's entry to <folder>/<name>.yaml, atomically and with a fixed key order."""
-    path = Path(folder) / f"{name}.yaml"
-    files.write_text(path, _to_yaml({name: entry}))
-    return path
+def entry_path(folder: str | Path, name: str) -> Path:
+    """Where one dataset's entry stands."""
+    return Path(folder) / f"{name}.yaml"
+
+
+def write_entry(path: str | Path, name: str, entry: Entry) -> None:
+    """Write one dataset's entry, with a fixed key order."""
+    Path(path).write_text(_to_yaml({name: entry}), encoding="utf-8")
 
 
 def read_mirror(folder: str | Path, name: str) -> Mirror | None:

@@ -68,7 +68,7 @@ def test_changed_metadata_is_updated_without_a_new_version(backend, capsys):
     assert sync.main([NAME]) == 0
     path = Path(registry.ENTRIES) / f"{NAME}.yaml"
     entry = registry.read_registry(path)[NAME]
-    registry.write_entry(registry.ENTRIES, NAME, entry.model_copy(update={"description": "better", "seed": 7}))
+    registry.write_entry(path, NAME, entry.model_copy(update={"description": "better", "seed": 7}))
     assert sync.main([NAME]) == 0
     assert "its metadata updated" in capsys.readouterr().out
     version = only(backend.versions(NAME))

@@ -42,6 +42,7 @@ INDEXED = 12  # bytes of the index that one more block takes, about
 LZMA_BUDGET = 8 << 20  # bytes of an archive on which lzma is tried, at 1 to 3 MB/s a core; those after are deflated
 
 Advance = Callable[[int], None]
+Accept = Callable[[list[Member], Path], None]
 Encode = Callable[[np.ndarray], list[Packed]]
 
 
@@ -129,11 +130,13 @@ def pack(
     codec: str = "pcodec",
     workers: int | None = None,
     advance: Advance | None = None,
+    accept: Accept | None = None,
 ) -> list[Member]:
     """Write `sources` (member path -> file) to `archive`; the bytes depend on the files alone.
 
     `codec` is `pcodec` (.upk) or `gzip` (.tar.gz). `advance` is told bytes as they are read. The archive
-    appears whole or not at all. Returns the members with their checksums, sorted by path.
+    appears whole or not at all; `accept` sees the members and the file before it does, and may refuse by raising.
+    Returns the members with their checksums, sorted by path.
     """
     archive, workers = Path(archive), workers or execution.cores()
     sources = dict(sorted(sources.items()))
@@ -142,10 +145,14 @@ def pack(
     files.require_space(archive.parent, total // 2, f"packing {archive.name}")  # numbers pack to half or less
     with files.atomic(archive) as temporary, ThreadPoolExecutor(workers) as pool:
         if codec == "gzip":
-            return pack_gzip(sources, temporary, pool, 2 * workers + 2, advance or _ignore)
-        found = [_Source(name, path, _state(path.stat())) for name, path in sources.items()]
-        members = _pack_blocks(found, temporary, pool, 2 * workers + 2, advance or _ignore)
-    return sorted(members, key=lambda member: member.path)
+            members = pack_gzip(sources, temporary, pool, 2 * workers + 2, advance or _ignore)
+        else:
+            found = [_Source(name, path, _state(path.stat())) for name, path in sources.items()]
+            members = _pack_blocks(found, temporary, pool, 2 * workers + 2, advance or _ignore)
+            members.sort(key=lambda member: member.path)
+        if accept:
+            accept(members, temporary)
+    return members
 
 
 def _ignore(_: int) -> None:

@@ -185,13 +185,12 @@ def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
 def _on_gpu(
     work: Callable[[Task], Encoded], tasks: Iterable[Task], device: torch.device, pin: bool
 ) -> Iterator[Encoded]:
-    """Every block with its latents in the memory of the host, when the next one was begun: the GPU does not wait."""
+    """Every block in the memory of the host, when the next one was begun: the GPU does not wait."""
 
     def begun() -> Iterator[tuple[Encoded, torch.cuda.Event]]:
         for task in tasks:
-            block = work(task)
-            latents = {role: _on_its_way(tensor, pin) for role, tensor in block.latents.items()}
-            yield block._replace(latents=latents), torch.cuda.current_stream(device).record_event()
+            parts = ({role: _on_its_way(tensor, pin) for role, tensor in part.items()} for part in work(task))
+            yield Encoded(*parts), torch.cuda.current_stream(device).record_event()
 
     for (block, left), _ in itertools.pairwise(itertools.chain(begun(), [None])):
         left.synchronize()  # the copies of this block, not what the next one has the GPU do
