@@ -7,7 +7,7 @@ its networks as they are trained, as one would write such a loop, the cache with
 brought to the device and, at once, as many as the cache has written and flushed. Prints one JSON line.
 
     python -m bench.latents --samples 512 --device cpu
-    python -m bench.latents --samples 8000 --full --workers 4     # a GPU, at the size of PDEBench's files
+    python -m bench.latents --samples 8000 --full     # a GPU, at the size of PDEBench's files
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=512, help="trajectories")
     parser.add_argument("--full", action="store_true", help="trajectories of 201 x 1024 in place of 41 x 256")
     parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (4096; full size: 8192)")
-    parser.add_argument("--workers", type=int, default=1, help="threads that read ahead")
+    parser.add_argument("--workers", type=int, help="threads that read ahead (1; for a GPU 4)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
@@ -74,7 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 knobs,
                 device=device,
                 workers=args.workers,
-                pin_memory=device.type == "cuda",
             ),
             "trajectories": lambda: one_by_one(
                 as_trained, frames, Path(folder) / "loop", device, frames.frames, FEWER["trajectories"]

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--latent-dim", type=count, metavar="D", help="numbers a token must have (knob autoencoder.latent_dim)")
     add("--batch-size", type=count, metavar="N", help="frames encoded at once (knob latents.batch)")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="number format (knob latents.dtype)")
-    add("--workers", type=from_zero, metavar="N", help="threads that read ahead (1; for a GPU 4); 0 reads in turn")
+    add("--workers", type=from_zero, metavar="N", help="threads that read ahead (1; for a GPU up to 4); 0: none")
     add("--pin-memory", action=argparse.BooleanOptionalAction, help="pass through page-locked memory (with a GPU: yes)")
     add_flags(parser, "device")
     add("--overwrite", action="store_true", help="replace caches, also those that are up to date")
@@ -69,7 +69,6 @@ def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: to
     wanted = {"latent_len": args.latent_len, "latent_dim": args.latent_dim}
     asked = knobs.autoencoder.model_copy(update={name: value for name, value in wanted.items() if value})
     check_fit(autoencoder, task, asked, knobs.view)
-    gpu = device.type == "cuda"
     given = {"batch": args.batch_size, "dtype": args.dtype}
     latents = knobs.latents.model_copy(update={name: value for name, value in given.items() if value})
     for split in args.splits:
@@ -86,8 +85,8 @@ def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: to
             folder,
             latents,
             device=device,
-            workers=(4 if gpu else 1) if args.workers is None else args.workers,
-            pin_memory=gpu if args.pin_memory is None else args.pin_memory,
+            workers=args.workers,
+            pin_memory=args.pin_memory,
             label=f"{task} {split}",
         )
         if manifest is None:

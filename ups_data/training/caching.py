@@ -36,6 +36,7 @@ from ups_data.training.frames import Frames, frame_errors, spread
 JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
 # What a core encodes at once, at most: fewer frames take longer each, more or larger ones much memory on many cores.
 AT_ONCE, BYTES_AT_ONCE = 1024, 4 << 20
+READERS, READ_AHEAD = 4, 1 << 30  # threads that read for a GPU, and bytes that they have ready, at most
 Task = tuple[dict[str, Frame], np.ndarray]  # a block by role, and which of its frames are judged
 IN_FLIGHT = 2  # blocks of latents on their way to rank 0 while a rank encodes the next one
 
@@ -65,31 +66,29 @@ def cache_split(
     knobs: Latents,
     *,
     device: torch.device,
-    workers: int = 1,
-    pin_memory: bool = False,
+    workers: int | None = None,
+    pin_memory: bool | None = None,
     label: str = "latents",
 ) -> dict | None:
     """Encode all frames of a split into `folder`; returns the cache's manifest, on ranks other than 0 None.
 
-    `workers` threads read ahead, 0 reads in turn; with `pin_memory` a GPU fetches fields and leaves latents in memory
-    that is locked in its place. The bytes depend on neither. Raises UpsDataError for an untrained
-    autoencoder and for latents that are not finite.
+    `workers` threads read ahead, 0 reads in turn (None: for a GPU four, fewer where blocks are large, else one); with
+    `pin_memory` (None: yes) a GPU fetches fields and leaves latents in memory that is locked in its place. The bytes
+    depend on neither. Raises UpsDataError for an untrained autoencoder and for latents that are not finite.
     """
     config = autoencoder.config
     refuse_untrained(config, label)
-    size = knobs.batch
-    if device.type == "cpu":
-        one = [tensor for role in autoencoder.roles for tensor in frames.read(np.arange(1), role).values()]
-        size = max(1, min(size, AT_ONCE, BYTES_AT_ONCE // sum(tensor.nbytes for tensor in one)))
+    gpu = device.type == "cuda"
+    size, readers = _pace(frames, list(autoencoder.roles), knobs.batch, gpu)
+    workers, pin = readers if workers is None else workers, gpu and pin_memory is not False
     blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / size))
-    pin = pin_memory and device.type == "cuda"
     judged = _judged(len(frames), blocks)
     mine = slice(ranks.rank(), None, ranks.world())
     read = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
     own = zip(read, judged[mine], strict=True)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
-    encoded = _on_cores(encode, own) if device.type == "cpu" else _on_gpu(encode, own, device, pin)
-    seen: list[Encoded] = []  # of every block all but its latents, looked at in the end: a GPU is not waited for
+    encoded = _on_gpu(encode, own, device, pin) if gpu else _on_cores(encode, own)
+    seen: list[Encoded] = []  # of every block all but its latents, looked at in the end
 
     def batches() -> Iterator[dict[str, Tensor]]:
         with console.progress(label, len(frames), "frame") as bar:
@@ -126,6 +125,14 @@ def cache_split(
             batches=batches(),
             finish=lambda: {"reconstruction": _round_trip(autoencoder, frames, blocks, seen, knobs.dtype, label)},
         )
+
+
+def _pace(frames: Frames, roles: list[str], batch: int, gpu: bool) -> tuple[int, int]:
+    """Frames of a block, and threads that read ahead."""
+    one = sum(tensor.nbytes for role in roles for tensor in frames.read(np.arange(1), role).values())
+    if gpu:
+        return batch, max(1, min(READERS, READ_AHEAD // (batch * one)))
+    return max(1, min(batch, AT_ONCE, BYTES_AT_ONCE // one)), 1
 
 
 class Encoded(NamedTuple):
