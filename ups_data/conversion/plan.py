@@ -346,7 +346,7 @@ def check_finite(raw: RawFile, values: np.ndarray, row: int, start: int | None =
         where = tuple(np.argwhere(~np.isfinite(values))[0])
         names = raw.static_channels if start is None else raw.channels
         frame = "" if start is None else f", frame {start + where[0]}"
-        exact = raw.read_static(row)[where] if start is None else raw.read(row, start, start + len(values))[where]
+        exact = (raw.read_static(row) if start is None else read_exact(raw, row, start, start + len(values)))[where]
         remedy = "fetch it again"
         if np.isfinite(exact):
             remedy = "it is too large for them: store the field in a larger unit"

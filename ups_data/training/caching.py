@@ -161,8 +161,8 @@ def _round_trip(
     Raises UpsDataError where latents or what is decoded of them are no finite numbers.
     """
     roles = autoencoder.roles
-    means = {role: torch.cat([block.errors[role].cpu() for block in seen]).mean(dim=0).tolist() for role in roles}
-    extremes = torch.stack([bounds.cpu() for block in seen for bounds in block.extremes.values()])
+    means = {role: torch.cat([block.errors[role] for block in seen]).mean(dim=0).tolist() for role in roles}
+    extremes = torch.stack([bounds for block in seen for bounds in block.extremes.values()])
     spoilt = None
     if not extremes.isfinite().all():
         spoilt = f"some latents are too large for {dtype} or no numbers"
@@ -244,7 +244,7 @@ def _send(blocks: Iterator[Encoded]) -> None:
     sent: deque[list[dist.Work]] = deque()
     for block in blocks:
         # As bytes: gloo does not know every number format.
-        sent.append([dist.isend(_bytes(tensor.cpu()), dst=0) for tensor in block.tensors()])
+        sent.append([dist.isend(_bytes(tensor), dst=0) for tensor in block.tensors()])
         while len(sent) > IN_FLIGHT:
             _wait(sent.popleft())
     while sent:
