@@ -4,7 +4,8 @@ One loop encodes a trajectory at a time, one a frame at a time; they take fewer 
 trajectories with the same autoencoder to latents of the same shape and dtype, in one run and in turn: the loops with
 its networks as they are trained, as one would write such a loop, the cache with them frozen, as the project uses them
 (models/folding.py). It is not trained, which costs and saves no time. In turn with them, the limit: the same bytes
-brought to the device and, at once, as many as the cache has written and flushed. Prints one JSON line.
+brought to the device and, at once, as many as the cache has written and flushed, in files as large, by as many threads.
+What each of them wrote is deleted before it begins again, which is not timed. Prints one JSON line.
 
     python -m bench.latents --samples 512 --device cpu
     python -m bench.latents --samples 8000 --full     # a GPU, at the size of PDEBench's files
@@ -15,11 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from ups_data.models.autoencoder import Autoencoder, build_autoencoder
 from ups_data.params import Autoencoder as Knobs
 from ups_data.params import Latents, View
 from ups_data.stores.grid import create_grid, describe_grid
+from ups_data.stores.latents import WRITERS
 from ups_data.training.autoencoder import autoencoder_config
 from ups_data.training.caching import cache_split
 from ups_data.training.frames import GridFrames
@@ -65,27 +68,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         as_trained = build_autoencoder(config).to(device).eval().requires_grad_(False)
         autoencoder = build_autoencoder(config).to(device).freeze()
         knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 4096), shard_mb=64)
+        noise = os.urandom(knobs.shard_mb << 20)
         made = 2 * args.samples * shape[0] * size.latent_len * size.latent_dim
-        ways: dict[str, Callable[[], object]] = {
-            "cache": lambda: cache_split(
-                autoencoder,
-                frames,
-                Path(folder) / "cache",
-                knobs,
-                device=device,
-                workers=args.workers,
-            ),
-            "trajectories": lambda: one_by_one(
-                as_trained, frames, Path(folder) / "loop", device, frames.frames, FEWER["trajectories"]
-            ),
-            "frames": lambda: one_by_one(as_trained, frames, Path(folder) / "loop", device, 1, FEWER["frames"]),
-            "limit": lambda: limit(frames, made, Path(folder) / "limit", device),
+        ways: dict[str, Callable[[Path], object]] = {
+            "cache": lambda to: cache_split(autoencoder, frames, to, knobs, device=device, workers=args.workers),
+            "trajectories": lambda to: one_by_one(as_trained, frames, to, device, frames.frames, FEWER["trajectories"]),
+            "frames": lambda to: one_by_one(as_trained, frames, to, device, 1, FEWER["frames"]),
+            "limit": lambda to: limit(frames, made, noise, to, device),
         }
         seconds = {name: [] for name in ways}
         for _ in range(REPEATS):
             for name, work in ways.items():
+                shutil.rmtree(Path(folder) / name, ignore_errors=True)
                 started = time.perf_counter()
-                work()
+                work(Path(folder) / name)
                 seconds[name].append(time.perf_counter() - started)
     best = {name: min(times) for name, times in seconds.items()}
     rates = {name: min(args.samples, FEWER.get(name, args.samples)) / value for name, value in best.items()}
@@ -122,19 +118,24 @@ def one_by_one(
         save_file({"state": latents.cpu().contiguous()}, folder / f"{sample:05d}.safetensors")
 
 
-def limit(frames: GridFrames, made: int, path: Path, device: torch.device) -> None:
-    """Bring all fields to the device and write `made` bytes to the disk, both at once, and nothing else."""
+def limit(frames: GridFrames, made: int, shard: bytes, folder: Path, device: torch.device) -> None:
+    """Bring all fields to the device and write `made` bytes, shard after shard, both at once and nothing else."""
+    folder.mkdir()
 
-    def write() -> None:
-        noise = os.urandom(PIECE)
-        with open(path, "wb") as file:
-            for start in range(0, made, PIECE):
-                file.write(noise[: made - start])
+    def write(start: int) -> None:
+        with open(folder / str(start), "wb") as file:
+            file.write(shard[: made - start])
             file.flush()
             os.fsync(file.fileno())
 
-    writer = threading.Thread(target=write)
-    writer.start()
+    with ThreadPoolExecutor(WRITERS) as writers:
+        written = writers.map(write, range(0, made, len(shard)))
+        fetch(frames, device)
+        list(written)  # raises what a thread has raised
+
+
+def fetch(frames: GridFrames, device: torch.device) -> None:
+    """Bring all fields to the device: page-locked memory, and two pieces, of which one is filled and one copied."""
     fields = frames.reader.data.reshape(-1)
     pinned = [torch.empty(PIECE // 4, pin_memory=device.type == "cuda") for _ in range(2)]
     there = torch.empty(PIECE // 4, device=device)
@@ -147,7 +148,6 @@ def limit(frames: GridFrames, made: int, path: Path, device: torch.device) -> No
             torch.cuda.synchronize(device)  # the two pieces are free again
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    writer.join()
 
 
 def synthetic(folder: Path, shape: tuple[int, ...]) -> Path:

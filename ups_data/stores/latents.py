@@ -38,7 +38,7 @@ KEYS = {  # what a reader takes from the manifest
     *("key", "constituents", "task", "split", "files"),
     *("samples", "frames", "roles", "dtype", "latent_dim", "token_grid", "shard_samples"),
 }
-WRITERS = 3  # shards on their way to the disk at once: one checksum alone is slower than a disk
+WRITERS = 6  # shards on their way to the disk at once: one checksum alone is slower than a disk
 OS_ERROR = re.compile(r"os error (\d+)")  # as safetensors tells of one
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -150,7 +150,7 @@ def _write_shards(
                 space = len(buffers[roles[0]])
                 more = min(space - filled, count - taken)
                 for role in roles:
-                    buffers[role][filled : filled + more].copy_(batch[role][taken : taken + more])
+                    np.copyto(_bits(buffers[role][filled : filled + more]), _bits(batch[role][taken : taken + more]))
                 filled, taken = filled + more, taken + more
                 if filled == space:
                     full = {role: buffer.unflatten(0, (-1, frames)) for role, buffer in buffers.items()}
@@ -163,6 +163,14 @@ def _write_shards(
     if total != samples * frames:
         raise ValueError(f"got {total} frames, expected {samples} x {frames}")
     return contents
+
+
+def _bits(latents: Tensor) -> np.ndarray:
+    """The same memory as whole numbers, for NumPy, which has no bfloat16.
+
+    It copies blocks with one core, as fast as two of PyTorch; sixteen of PyTorch took five times as long.
+    """
+    return latents.view({2: torch.int16, 4: torch.int32}[latents.itemsize]).numpy()
 
 
 def _write_shard(tensors: Mapping[str, Tensor], path: Path) -> dict[str, object]:
