@@ -34,7 +34,7 @@ from ups_data.models.autoencoder import Autoencoder, build_autoencoder
 from ups_data.params import Autoencoder as Knobs
 from ups_data.params import Latents, View
 from ups_data.stores.grid import create_grid, describe_grid
-from ups_data.stores.latents import WRITERS
+from ups_data.stores.latents import writers
 from ups_data.training.autoencoder import autoencoder_config
 from ups_data.training.caching import cache_split
 from ups_data.training.frames import GridFrames
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=512, help="trajectories")
     parser.add_argument("--full", action="store_true", help="trajectories of 201 x 1024 in place of 41 x 256")
     parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (4096; full size: 8192)")
-    parser.add_argument("--workers", type=int, help="threads that read ahead (1; for a GPU 4)")
+    parser.add_argument("--workers", type=int, help="threads that read ahead for a GPU (4)")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     console.set_level(console.QUIET)
@@ -128,8 +128,8 @@ def limit(frames: GridFrames, made: int, shard: bytes, folder: Path, device: tor
             file.flush()
             os.fsync(file.fileno())
 
-    with ThreadPoolExecutor(WRITERS) as writers:
-        written = writers.map(write, range(0, made, len(shard)))
+    with ThreadPoolExecutor(writers()) as pool:
+        written = pool.map(write, range(0, made, len(shard)))
         fetch(frames, device)
         list(written)  # raises what a thread has raised
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--latent-dim", type=count, metavar="D", help="numbers a token must have (knob autoencoder.latent_dim)")
     add("--batch-size", type=count, metavar="N", help="frames encoded at once (knob latents.batch)")
     add("--dtype", choices=("float16", "bfloat16", "float32"), help="number format (knob latents.dtype)")
-    add("--workers", type=from_zero, metavar="N", help="threads that read ahead (1; for a GPU up to 4); 0: none")
+    add("--workers", type=from_zero, metavar="N", help="threads that read ahead for a GPU (up to 4); 0: none")
     add("--pin-memory", action=argparse.BooleanOptionalAction, help="pass through page-locked memory (with a GPU: yes)")
     add_flags(parser, "device")
     add("--overwrite", action="store_true", help="replace caches, also those that are up to date")

@@ -88,8 +88,19 @@ def test_a_read_is_a_slice_of_all(caches, kind):
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("grid", 0), ("grid", 2), ("mesh", 2), ("particles", 2)])
-def test_bytes_are_the_same_on_every_run_whatever_the_number_of_workers(caches, data, models, tmp_path, kind, workers):
-    write(tmp_path, data, models, kind, workers=workers)
+def test_bytes_are_the_same_when_threads_read_ahead_and_latents_leave_as_from_a_gpu(
+    caches, data, models, tmp_path, monkeypatch, kind, workers
+):
+    left, threads = SimpleNamespace(synchronize=lambda: None), torch.get_num_threads()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: left))
+
+    def as_from_a_gpu(work, blocks):
+        return caching._on_gpu(lambda block: block, caching.read_ahead(work, blocks, workers), CPU, pin=False)
+
+    monkeypatch.setattr(caching, "_on_cores", as_from_a_gpu)
+    torch.set_num_threads(1)  # as a core has: how many add up a sum tells in its last digits
+    write(tmp_path, data, models, kind)
+    torch.set_num_threads(threads)
     assert contents(folder(tmp_path, kind)) == contents(folder(caches, kind))
 
 
@@ -310,7 +321,7 @@ def test_a_killed_run_leaves_the_old_cache_or_none(caches, data, models, tmp_pat
 
     monkeypatch.setattr(caching, "frame_errors", killed)
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path, data, models, workers=2)
+        write(tmp_path, data, models)
     assert contents(folder(tmp_path)) == before
     assert [p.name for p in tmp_path.iterdir()] == [folder(tmp_path).name]
 

@@ -1,8 +1,8 @@
 """Encoding a split into a latent cache: frames of many trajectories at once, read ahead, written in one stream.
 
-On a CPU each core encodes blocks of frames of its own. Under `torchrun` the ranks take the blocks in turn, and rank 0
-writes what all of them encode. A block is what is encoded at once however many cores and ranks there are, so the bytes
-do not depend on their number.
+On a CPU each core reads and encodes blocks of frames of its own. Under `torchrun` the ranks take the blocks in turn,
+and rank 0 writes what all of them encode. A block is what is encoded at once however many cores and ranks there are, so
+the bytes do not depend on their number.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-tri
 # What a core encodes at once, at most: fewer frames take longer each, more or larger ones much memory on many cores.
 AT_ONCE, BYTES_AT_ONCE = 1024, 4 << 20
 READERS, READ_AHEAD = 4, 1 << 30  # threads that read for a GPU, and bytes that they have ready, at most
-Task = tuple[dict[str, Frame], np.ndarray]  # a block by role, and which of its frames are judged
+Block = tuple[np.ndarray, np.ndarray]  # numbers of frames, and which of these are judged
+Task = tuple[dict[str, Frame], np.ndarray]  # the frames by role, and which of them are judged
 IN_FLIGHT = 2  # blocks of latents on their way to rank 0 while a rank encodes the next one
 
 
@@ -72,8 +73,8 @@ def cache_split(
 ) -> dict | None:
     """Encode all frames of a split into `folder`; returns the cache's manifest, on ranks other than 0 None.
 
-    `workers` threads read ahead, 0 reads in turn (None: for a GPU four, fewer where blocks are large, else one); with
-    `pin_memory` (None: yes) a GPU fetches fields and leaves latents in memory that is locked in its place. The bytes
+    For a GPU `workers` threads read ahead, 0 reads in turn (None: four, fewer where blocks are large), and with
+    `pin_memory` (None: yes) it fetches fields and leaves latents in memory that is locked in its place. The bytes
     depend on neither. Raises UpsDataError for an untrained autoencoder and for latents that are not finite.
     """
     config = autoencoder.config
@@ -83,11 +84,13 @@ def cache_split(
     workers, pin = readers if workers is None else workers, gpu and pin_memory is not False
     blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / size))
     judged = _judged(len(frames), blocks)
-    mine = slice(ranks.rank(), None, ranks.world())
-    read = read_ahead(frames, blocks[mine], list(autoencoder.roles), workers, pin)
-    own = zip(read, judged[mine], strict=True)
+    mine = list(zip(blocks, judged, strict=True))[ranks.rank() :: ranks.world()]
+    read = partial(_read, frames, list(autoencoder.roles), pin)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
-    encoded = _on_gpu(encode, own, device, pin) if gpu else _on_cores(encode, own)
+    if gpu:
+        encoded = _on_gpu(encode, read_ahead(read, mine, workers), device, pin)
+    else:
+        encoded = _on_cores(lambda block: encode(read(block)), mine)
     seen: list[Encoded] = []  # of every block all but its latents, looked at in the end
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -97,7 +100,7 @@ def cache_split(
                 yield block.latents
                 bar.advance(len(index))
 
-    with closing(read), closing(encoded):  # whatever happens: their threads end here
+    with closing(encoded):  # whatever happens: their threads end here
         if ranks.rank():
             _send(encoded)
             return None
@@ -128,11 +131,11 @@ def cache_split(
 
 
 def _pace(frames: Frames, roles: list[str], batch: int, gpu: bool) -> tuple[int, int]:
-    """Frames of a block, and threads that read ahead."""
+    """Frames of a block, and threads that read ahead for a GPU."""
     one = sum(tensor.nbytes for role in roles for tensor in frames.read(np.arange(1), role).values())
     if gpu:
         return batch, max(1, min(READERS, READ_AHEAD // (batch * one)))
-    return max(1, min(batch, AT_ONCE, BYTES_AT_ONCE // one)), 1
+    return max(1, min(batch, AT_ONCE, BYTES_AT_ONCE // one)), 0
 
 
 class Encoded(NamedTuple):
@@ -190,7 +193,7 @@ def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _on_gpu(
-    work: Callable[[Task], Encoded], tasks: Iterable[Task], device: torch.device, pin: bool
+    work: Callable[[Task], Encoded], tasks: Iterator[Task], device: torch.device, pin: bool
 ) -> Iterator[Encoded]:
     """Every block in the memory of the host, when the next one was begun: the GPU does not wait."""
 
@@ -199,9 +202,10 @@ def _on_gpu(
             parts = ({role: _on_its_way(tensor, pin) for role, tensor in part.items()} for part in work(task))
             yield Encoded(*parts), torch.cuda.current_stream(device).record_event()
 
-    for (block, left), _ in itertools.pairwise(itertools.chain(begun(), [None])):
-        left.synchronize()  # the copies of this block, not what the next one has the GPU do
-        yield block
+    with closing(tasks):
+        for (block, left), _ in itertools.pairwise(itertools.chain(begun(), [None])):
+            left.synchronize()  # the copies of this block, not what the next one has the GPU do
+            yield block
 
 
 def _on_its_way(tensor: Tensor, pin: bool) -> Tensor:
@@ -209,13 +213,13 @@ def _on_its_way(tensor: Tensor, pin: bool) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin).copy_(tensor, non_blocking=True)
 
 
-def _on_cores(work: Callable[[Task], Encoded], tasks: Iterable[Task]) -> Iterator[Encoded]:
-    """Every block in the order of the tasks, each by one core: its products are too small to be shared by several."""
+def _on_cores(work: Callable[[Block], Encoded], blocks: Iterable[Block]) -> Iterator[Encoded]:
+    """Every block in order, each read and encoded by one core: its products are too small to be shared by several."""
     cores, before = ranks.cores(), torch.get_num_threads()
     torch.set_num_threads(1)  # in this thread and in those that begin from now on
     try:
         with ThreadPoolExecutor(cores) as pool:
-            yield from (block for _, block in in_order(pool, work, tasks, cores + 1))
+            yield from (block for _, block in in_order(pool, work, blocks, cores + 1))
     finally:
         torch.set_num_threads(before)
 
@@ -286,22 +290,22 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def read_ahead(
-    frames: Frames, blocks: list[np.ndarray], roles: list[str], workers: int, pin: bool
-) -> Iterator[dict[str, Frame]]:
-    """Role -> frame of every block in order; `workers` threads are that many blocks ahead."""
+def _read(frames: Frames, roles: list[str], pin: bool, block: Block) -> Task:
+    """The frames of a block, role by role."""
+    index, judged = block
+    batch = {role: frames.read(index, role, pin) for role in roles}
+    if pin:
+        batch = {role: {name: t.pin_memory() for name, t in frame.items()} for role, frame in batch.items()}
+    return batch, judged
 
-    def read(index: np.ndarray) -> dict[str, Frame]:
-        batch = {role: frames.read(index, role, pin) for role in roles}
-        if pin:
-            batch = {role: {name: t.pin_memory() for name, t in frame.items()} for role, frame in batch.items()}
-        return batch
 
+def read_ahead(read: Callable[[Block], Task], blocks: Iterable[Block], workers: int) -> Iterator[Task]:
+    """Every block in order; `workers` threads are that many blocks ahead."""
     if not workers:
         yield from map(read, blocks)
         return
     with ThreadPoolExecutor(workers) as pool:
-        yield from (batch for _, batch in in_order(pool, read, blocks, workers + 1))
+        yield from (task for _, task in in_order(pool, read, blocks, workers + 1))
 
 
 def places(autoencoder: Autoencoder, frames: Frames) -> dict[str, Tensor]:
