@@ -30,7 +30,7 @@ OPERATOR = Train(
     **STEPS, width=16, depth=1, heads=2, history=1, bundle=1, unroll=[1, 2], strides=[1],
     initial=0.5, optimiser="muon", weight_decay=0.0, augment=[],
 )  # fmt: skip
-BASELINE = Baseline(**STEPS, width=8, depth=2, bundle=1, unroll=1)
+BASELINE = Baseline(**STEPS, width=8, depth=2, bundle=1, unroll=1, initial=0.0)
 
 
 def work(root: Path, out: Path, device: torch.device) -> None:

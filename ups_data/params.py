@@ -33,6 +33,9 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Initial = Annotated[
+    Fraction, Field(description="Share of the training windows that begin at the first frame; the others begin at any")
+]
 
 
 def _different(values: list[int]) -> list[int]:
@@ -251,9 +254,7 @@ class Train(Optimiser):
     weight_decay: NotNegative = Field(
         description="Of the same matrices: a step takes this times the learning rate of them away"
     )
-    initial: Fraction = Field(
-        description="Share of the training windows that begin at the first frame; the others begin at any"
-    )
+    initial: Initial
     augment: list[Literal["shift", "reflection"]] = Field(
         description="Symmetries that make new trajectories: shift, along periodic axes; reflection, u(x) -> -u(-x)"
     )
@@ -266,6 +267,7 @@ class Baseline(Optimiser):
     depth: Positive = Field(description="Blocks of the network")
     bundle: Positive = Field(description="Frames it predicts in a call, on grids")
     unroll: Positive = Field(description="Calls a training step is unrolled for")
+    initial: Initial
 
 
 class Evaluate(Knobs):

@@ -135,7 +135,7 @@ def grid_problem(train: Path, val: Path, knobs: Baseline, view: View, device: to
         return relative_error(made, fields[:, 1:], None, mean_square)
 
     def draw_batch(generator: torch.Generator) -> dict[str, Tensor]:
-        return batch("train", *draw(generator, knobs.batch, len(reader), frames - unroll), unroll)
+        return batch("train", *draw(generator, knobs.batch, len(reader), frames - unroll, knobs.initial), unroll)
 
     judged = evenly(len(readers["val"]), JUDGED)
     horizon = min(HORIZON * unroll, frames - 1)
@@ -255,7 +255,8 @@ def particle_problem(train: Path, val: Path, knobs: Baseline, view: View, device
         return relative_error(made, velocities[:, 2:], None, mean_square)
 
     def draw_batch(generator: torch.Generator) -> dict[str, Tensor]:
-        return batch("train", *draw(generator, knobs.batch, len(store), frames - 1 - unroll), unroll)
+        drawn = draw(generator, knobs.batch, len(store), frames - 1 - unroll, knobs.initial)
+        return batch("train", *drawn, unroll)
 
     judged = evenly(len(stores["val"]), JUDGED)
     horizon = min(HORIZON * unroll, frames - 2)
