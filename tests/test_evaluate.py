@@ -22,9 +22,7 @@ from ups_data.evaluation.report import DEFINITIONS, gather, score, summary
 from ups_data.evaluation.spectra import POWERS
 from ups_data.files import checksum, read_json
 from ups_data.models.autoencoder import save_autoencoder
-from ups_data.models.baselines import MeshNet, ParticleNet
 from ups_data.models.checkpoint import load_model, save_model
-from ups_data.models.operator import conditioning_facts
 from ups_data.params import View
 from ups_data.training.caching import cache_split
 
@@ -355,37 +353,6 @@ def test_particles_carried_by_a_turning_flow_stay_on_their_circle():
     turned = math.cos(2.0), math.sin(2.0)
     assert places[0, -1, 0].tolist() == pytest.approx(turned, abs=2e-3)  # 40 steps of 0.05, Heun's error of order dt^2
     assert speeds[0, -1, 1].norm().item() == pytest.approx(0.5, abs=2e-3)
-
-
-def test_the_mesh_baseline_does_not_depend_on_the_numbering_of_nodes():
-    config = {
-        "mean": [0.0, 0.0], "std": [1.0, 1.0], "width": 8, "depth": 2, "inputs": [0], "targets": [1], "dimension": 2,
-        "edge_length": 0.5, "conditioning": conditioning_facts(torch.zeros(1, 0), 1.0, []),
-    }  # fmt: skip
-    model = MeshNet(config)
-    coords, inputs = torch.rand(5, 2), torch.rand(1, 5, 1)
-    edges = torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4], [0, 4], [1, 3]])
-    boundary = torch.tensor([True, False, True, False, True])
-    order = torch.tensor([3, 0, 4, 2, 1])
-    renumbered = order.argsort()[edges]
-    plain = model(inputs, coords, edges, boundary, torch.zeros(1, 0))
-    mixed = model(inputs[:, order], coords[order], renumbered, boundary[order], torch.zeros(1, 0))
-    assert torch.allclose(mixed, plain[:, order], atol=1e-5)
-
-
-def test_the_particle_baseline_sees_neighbours_across_the_seam():
-    config = {
-        "mean": [0.0, 0.0], "std": [1.0, 1.0], "width": 8, "depth": 1, "dimension": 2, "radius": 0.1,
-        "conditioning": conditioning_facts(torch.ones(1, 0), 0.1, []),
-    }  # fmt: skip
-    model = ParticleNet(config)
-    torch.nn.init.normal_(model.outward.weight)
-    box, empty, dt = torch.ones(2), torch.ones(1, 0), torch.full((1,), 0.1)
-    speeds = torch.tensor([[[0.3, 0.0], [0.0, -0.2]]])
-    at_seam, inside = (torch.tensor([[[x, 0.5], [y, 0.5]]]) for x, y in ((0.98, 0.03), (0.48, 0.53)))
-    (x, v), (y, w) = (model(places, speeds, speeds, box, empty, dt) for places in (at_seam, inside))
-    assert torch.allclose(v, w, atol=1e-5)
-    assert torch.allclose((x - y) % 1.0, torch.tensor([0.5, 0.0]).expand_as(x), atol=1e-5)
 
 
 def test_the_bands_add_up_to_the_error_of_a_frame_as_their_definition_says():

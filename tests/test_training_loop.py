@@ -15,7 +15,7 @@ from ups_data.params import Optimiser
 from ups_data.training import loop, muon
 from ups_data.training.publish import publish, state_folder
 from ups_data.training.sampling import evenly
-from ups_data.training.steps import Matrices, make_optimiser, set_rate
+from ups_data.training.steps import Matrices, make_optimiser, plain_step, set_rate
 
 KNOBS = Optimiser(steps=40, batch=8, learning_rate=1e-2, seed=3)
 
@@ -159,6 +159,14 @@ def test_trainings_of_one_task_at_once_keep_their_own_states(tmp_path, monkeypat
     os.utime(first / "state.safetensors", (0, 0))  # nothing went on with it for years
     end()
     assert not first.exists()
+
+
+def test_a_step_follows_a_steep_gradient_no_further_than_one_of_norm_one():
+    model = nn.Linear(3, 2, bias=False)
+    before = model.weight.detach().clone()
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5)
+    plain_step(model, optimiser, lambda batch: 1e4 * model(batch["x"]).square().sum())({"x": torch.ones(4, 3)})
+    assert (model.weight - before).norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_the_rate_warms_up_and_falls_to_a_hundredth():
