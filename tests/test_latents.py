@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from stages import latents as stage
 from ups_data.errors import UpsDataError
@@ -58,6 +60,26 @@ def folder(root, kind="grid", split="train"):
     return root / f"{TASKS[kind]}_{split}"
 
 
+def as_from_a_gpu(monkeypatch, workers):
+    """Have caches written as those of a GPU are, but that a CPU encodes; returns a list of what is done."""
+    done, encode = [], caching._encode
+    event = SimpleNamespace(synchronize=lambda: done.append("waited"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+
+    def by_one_core(*args, **options):  # how many add up a sum tells in its last digits
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        done.append("encoded")
+        try:
+            return encode(*args, **options)
+        finally:
+            torch.set_num_threads(threads)
+
+    monkeypatch.setattr(caching, "_encode", by_one_core)
+    monkeypatch.setattr(caching, "_on_cores", lambda *work: caching._on_gpu(*work, workers, CPU, pin=False))
+    return done
+
+
 def contents(path):
     return {p.name: checksum(p) for p in sorted(path.iterdir())}
 
@@ -91,17 +113,11 @@ def test_a_read_is_a_slice_of_all(caches, kind):
 def test_bytes_are_the_same_when_threads_read_ahead_and_latents_leave_as_from_a_gpu(
     caches, data, models, tmp_path, monkeypatch, kind, workers
 ):
-    left, threads = SimpleNamespace(synchronize=lambda: None), torch.get_num_threads()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: left))
-
-    def as_from_a_gpu(work, blocks):
-        return caching._on_gpu(lambda block: block, caching.read_ahead(work, blocks, workers), CPU, pin=False)
-
-    monkeypatch.setattr(caching, "_on_cores", as_from_a_gpu)
-    torch.set_num_threads(1)  # as a core has: how many add up a sum tells in its last digits
+    done = as_from_a_gpu(monkeypatch, workers)
     write(tmp_path, data, models, kind)
-    torch.set_num_threads(threads)
     assert contents(folder(tmp_path, kind)) == contents(folder(caches, kind))
+    assert done.count("waited") == done.count("encoded")
+    assert done[:3] == ["encoded", "encoded", "waited"]  # the second block is begun before the first is waited for
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,12 +152,19 @@ def test_a_gpu_caches_what_a_cpu_does_pinned_or_not(caches, data, models, tmp_pa
         assert torch.allclose(made.load(role), known.load(role), rtol=1e-2, atol=1e-2)  # rounded in convolutions
 
 
-def test_a_cache_that_cannot_be_written_leaves_no_threads_behind(data, models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("what", ["write_cache", "_encode"])
+def test_a_cache_that_cannot_be_made_leaves_no_threads_behind(data, models, tmp_path, monkeypatch, what, gpu):
     def full(folder, *, batches, **facts):
         next(iter(batches))
         raise OSError("no space left")
 
-    monkeypatch.setattr(caching, "write_cache", full)
+    def broken(*args, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(caching, what, {"write_cache": full, "_encode": broken}[what])
+    if gpu:
+        as_from_a_gpu(monkeypatch, workers=2)
     monkeypatch.setattr(caching.ranks, "cores", lambda: 2)
     before = torch.get_num_threads(), set(threading.enumerate())
     torch.set_num_threads(3)
@@ -170,16 +193,56 @@ def test_large_frames_are_encoded_a_few_at_a_time(caches, data, models, tmp_path
 def test_shards_of_any_size_hold_the_same_latents(caches, data, models, tmp_path, monkeypatch, rows):
     whole = LatentCache(folder(caches))
     trajectory = whole.load("state")[0].numel() * 2
-    write_cache = caching.write_cache
+    write_cache, save_file = caching.write_cache, latents.save_file
     monkeypatch.setattr(
         caching, "write_cache", lambda *a, **kw: write_cache(*a, **kw | {"shard_bytes": rows * trajectory})
     )
+
+    def slowly(tensors, path):  # a shard's memory is taken for another one when it is written, and not before
+        time.sleep(0.02)
+        save_file(tensors, path)
+
+    monkeypatch.setattr(latents, "save_file", slowly)
+    monkeypatch.setattr(latents, "writers", lambda: 2)
     write(tmp_path, data, models)
     cache = LatentCache(folder(tmp_path))
     assert len(list(folder(tmp_path).glob("latents-*"))) == -(-cache.samples // rows)
     assert torch.equal(cache.load("state"), whole.load("state"))
     last = cache.samples - 1
     assert torch.equal(cache.read("state", last, 1, 3), whole.read("state", last, 1, 3))
+
+
+def cache_of(folder, batches, roles=("a", "b")):
+    """A cache of 5 trajectories of 3 frames of 2 x 2 numbers, two of them a shard."""
+    return latents.write_cache(
+        folder, constituents={}, facts={}, arrays={"parameters": torch.zeros(5, 1)}, shape=(5, 3, 2, 2), roles=roles,
+        dtype="float16", shard_bytes=100, batches=batches, finish=dict,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("frames", [(4, 4, 4), (4, 4, 4, 4), (6, 6, 3, 6), ()])
+def test_another_number_of_frames_than_was_announced_is_no_cache(tmp_path, frames):
+    batches = ({role: torch.zeros(count, 2, 2) for role in "ab"} for count in frames)
+    with pytest.raises(ValueError, match="got other than the 15 frames"):
+        cache_of(tmp_path / "cache", batches)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_role_of_fewer_frames_than_another_is_no_cache(tmp_path):
+    batches = ({"a": torch.zeros(5, 2, 2), "b": torch.zeros(count, 2, 2)} for count in (5, 4, 5))
+    with pytest.raises(ValueError, match=r"[Oo]utput array is the wrong shape"):
+        cache_of(tmp_path / "cache", batches)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_latents_of_another_number_format_are_kept_as_numbers(tmp_path, dtype):
+    numbers = torch.arange(60).reshape(15, 2, 2) / 8
+    manifest = cache_of(tmp_path / "cache", ({role: part.to(dtype) for role in "ab"} for part in numbers.split(4)))
+    assert manifest["shard_samples"] == 2
+    shards = [load_file(path) for path in sorted((tmp_path / "cache").glob("latents-*"))]
+    for role in "ab":
+        assert torch.equal(torch.cat([shard[role] for shard in shards]).flatten(0, 1).float(), numbers)
 
 
 @pytest.mark.parametrize(("dtype", "bits", "tolerance"), [("float32", 4, 0.0), ("bfloat16", 2, 2**-8)])
@@ -315,7 +378,7 @@ def test_a_killed_run_leaves_the_old_cache_or_none(caches, data, models, tmp_pat
 
     def killed(*args):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) >= 3:
             raise KeyboardInterrupt
         return torch.zeros(len(args[0]), 1, dtype=torch.float64)
 
@@ -354,7 +417,7 @@ def test_latents_that_the_number_format_cannot_hold_are_refused(data, tmp_path):
 
 def test_a_cache_that_does_not_fit_on_the_disk_is_not_begun(data, models, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1))
-    with pytest.raises(UpsDataError, match=r"needs .* but .* has 0 kB free; free some room"):
+    with pytest.raises(UpsDataError, match=r"needs .* but .* has 1 B free; free some room"):
         cache_split(models["grid"], frames_of(data, "grid"), tmp_path / "cache", LATENTS, device=CPU)
     assert not (tmp_path / "cache").exists()
 

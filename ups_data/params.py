@@ -33,9 +33,8 @@ Count = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Initial = Annotated[
-    Fraction, Field(description="Share of the training windows that begin at the first frame; the others begin at any")
-]
+WHICH = "Share of the training windows that begin at the first frame; the others begin at any (meshes have one frame)"
+Initial = Annotated[Fraction, Field(description=WHICH)]
 
 
 def _different(values: list[int]) -> list[int]:

@@ -86,7 +86,8 @@ def write_cache(
 
     `shape`: samples, frames, tokens, latent_dim; `batches` give, role by role, the latents [b, L, D] of frames one
     after another, sample after sample; `arrays` go to samples.safetensors; `facts`, and what `finish()` returns after
-    the last batch, to the manifest. As many shards as `writers` are in memory at most, and what comes for two more.
+    the last batch, to the manifest. At most twice as many shards as `writers`, and one, are in memory: what is written
+    and what it is joined from.
     """
     samples, frames = shape[:2]
     trajectory = int(np.prod(shape[1:])) * len(roles) * DTYPES[dtype].itemsize
@@ -133,24 +134,26 @@ def _write_shards(
     samples, frames, *token = shape
     shards = [min(rows, samples - start) * frames for start in range(0, samples, rows)]
     contents, most = {}, writers()
-    underway: deque[tuple[str, Future, dict[str, np.ndarray]]] = deque()
+    underway: deque[tuple[str, Future, dict[str, Tensor]]] = deque()
 
-    def written() -> dict[str, np.ndarray]:
+    def written() -> dict[str, Tensor]:
         """The memory of the oldest shard, once it is on the disk."""
         name, made, memory = underway.popleft()
         contents[name] = made.result()
         return memory
 
-    def room() -> dict[str, np.ndarray]:
+    def room() -> dict[str, Tensor]:
         if len(underway) == most:  # memory that was used before: new pages cost as much as the copy into them
             return written()
         # Of NumPy, which asks for large pages: these come three times as fast.
-        return {role: np.empty((shards[0], *token), f"i{dtype.itemsize}") for role in roles}
+        memory = {role: np.empty((shards[0], *token), f"i{dtype.itemsize}") for role in roles}
+        return {role: torch.from_numpy(bits).view(dtype) for role, bits in memory.items()}
 
     with ThreadPoolExecutor(most) as pool:
         for number, parts in enumerate(_cut(batches, shards)):
             name, memory = _shard_name(number), room()
-            underway.append((name, pool.submit(_write_shard, parts, memory, frames, folder / name), memory))
+            shard = {role: latents[: shards[number]] for role, latents in memory.items()}
+            underway.append((name, pool.submit(_write_shard, parts, shard, frames, folder / name), memory))
         while underway:
             written()
     return contents
@@ -174,26 +177,26 @@ def _cut(batches: Iterable[Mapping[str, Tensor]], shards: Iterable[int]) -> Iter
 
 
 def _write_shard(
-    parts: list[Mapping[str, Tensor]], memory: Mapping[str, np.ndarray], frames: int, path: Path
+    parts: list[Mapping[str, Tensor]], shard: Mapping[str, Tensor], frames: int, path: Path
 ) -> dict[str, object]:
-    """Join the parts in `memory`, let them go, and write a file to the disk; returns its identity.
+    """Join the parts in the memory of `shard`, let them go, and write a file to the disk; returns its identity.
 
-    All this while the next shard comes. As whole numbers: NumPy has no bfloat16.
+    All this while the next shard comes.
     """
-    tensors = {}
-    for role, bits in memory.items():
-        own = [part[role] for part in parts]
-        joined = bits[: sum(map(len, own))]
-        np.concatenate([latents.view(BITS[latents.itemsize]).numpy() for latents in own], out=joined)
-        tensors[role] = torch.from_numpy(joined).view(own[0].dtype).unflatten(0, (-1, frames))
-    del own
+    for role, joined in shard.items():
+        np.concatenate([_bits(part[role].to(joined.dtype)) for part in parts], out=_bits(joined), casting="no")
     parts.clear()
-    _save(tensors, path)
+    _save({role: joined.unflatten(0, (-1, frames)) for role, joined in shard.items()}, path)
     with ThreadPoolExecutor(1) as flusher:  # the last shard is waited for: its checksum need not wait for the disk
         flushed = flusher.submit(files.sync, path)
         identity = _identity(path)
         flushed.result()
     return identity
+
+
+def _bits(latents: Tensor) -> np.ndarray:
+    """The same memory as whole numbers, for NumPy, which has no bfloat16."""
+    return latents.view(BITS[latents.itemsize]).numpy()
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

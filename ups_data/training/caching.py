@@ -1,8 +1,8 @@
-"""Encoding a split into a latent cache: frames of many trajectories at once, read ahead, written in one stream.
+"""Encoding a split into a latent cache: frames of many trajectories at once, written in one stream.
 
-On a CPU each core reads and encodes blocks of frames of its own. Under `torchrun` the ranks take the blocks in turn,
-and rank 0 writes what all of them encode. A block is what is encoded at once however many cores and ranks there are, so
-the bytes do not depend on their number.
+For a GPU threads read ahead; on a CPU each core reads and encodes blocks of frames of its own. Under `torchrun` the
+ranks take the blocks in turn, and rank 0 writes what all of them encode. A block is what is encoded at once however
+many cores and ranks there are, so the bytes do not depend on their number.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -81,16 +81,16 @@ def cache_split(
     refuse_untrained(config, label)
     gpu = device.type == "cuda"
     size, readers = _pace(frames, list(autoencoder.roles), knobs.batch, gpu)
-    workers, pin = readers if workers is None else workers, gpu and pin_memory is not False
+    pin = gpu and pin_memory is not False
     blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / size))
     judged = _judged(len(frames), blocks)
     mine = list(zip(blocks, judged, strict=True))[ranks.rank() :: ranks.world()]
     read = partial(_read, frames, list(autoencoder.roles), pin)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
     if gpu:
-        encoded = _on_gpu(encode, read_ahead(read, mine, workers), device, pin)
+        encoded = _on_gpu(read, encode, mine, readers if workers is None else workers, device, pin)
     else:
-        encoded = _on_cores(lambda block: encode(read(block)), mine)
+        encoded = _on_cores(read, encode, mine)
     seen: list[Encoded] = []  # of every block all but its latents, looked at in the end
 
     def batches() -> Iterator[dict[str, Tensor]]:
@@ -192,18 +192,41 @@ def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
     return [part - start for part, start in zip(parts, starts, strict=True)]
 
 
+def _read(frames: Frames, roles: list[str], pin: bool, block: Block) -> Task:
+    """The frames of a block, role by role."""
+    index, judged = block
+    batch = {role: frames.read(index, role, pin) for role in roles}
+    if pin:
+        batch = {role: {name: t.pin_memory() for name, t in frame.items()} for role, frame in batch.items()}
+    return batch, judged
+
+
+def _read_ahead(read: Callable[[Block], Task], blocks: Iterable[Block], workers: int) -> Generator[Task]:
+    """Every block in order; `workers` threads are that many blocks ahead."""
+    if not workers:
+        yield from map(read, blocks)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        yield from (task for _, task in in_order(pool, read, blocks, workers + 1))
+
+
 def _on_gpu(
-    work: Callable[[Task], Encoded], tasks: Iterator[Task], device: torch.device, pin: bool
+    read: Callable[[Block], Task],
+    encode: Callable[[Task], Encoded],
+    blocks: Iterable[Block],
+    workers: int,
+    device: torch.device,
+    pin: bool,
 ) -> Iterator[Encoded]:
     """Every block in the memory of the host, when the next one was begun: the GPU does not wait."""
 
-    def begun() -> Iterator[tuple[Encoded, torch.cuda.Event]]:
+    def begun(tasks: Iterable[Task]) -> Iterator[tuple[Encoded, torch.cuda.Event]]:
         for task in tasks:
-            parts = ({role: _on_its_way(tensor, pin) for role, tensor in part.items()} for part in work(task))
+            parts = ({role: _on_its_way(tensor, pin) for role, tensor in part.items()} for part in encode(task))
             yield Encoded(*parts), torch.cuda.current_stream(device).record_event()
 
-    with closing(tasks):
-        for (block, left), _ in itertools.pairwise(itertools.chain(begun(), [None])):
+    with closing(_read_ahead(read, blocks, workers)) as tasks:
+        for (block, left), _ in itertools.pairwise(itertools.chain(begun(tasks), [None])):
             left.synchronize()  # the copies of this block, not what the next one has the GPU do
             yield block
 
@@ -213,13 +236,15 @@ def _on_its_way(tensor: Tensor, pin: bool) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pin).copy_(tensor, non_blocking=True)
 
 
-def _on_cores(work: Callable[[Block], Encoded], blocks: Iterable[Block]) -> Iterator[Encoded]:
+def _on_cores(
+    read: Callable[[Block], Task], encode: Callable[[Task], Encoded], blocks: Iterable[Block]
+) -> Iterator[Encoded]:
     """Every block in order, each read and encoded by one core: its products are too small to be shared by several."""
     cores, before = ranks.cores(), torch.get_num_threads()
     torch.set_num_threads(1)  # in this thread and in those that begin from now on
     try:
         with ThreadPoolExecutor(cores) as pool:
-            yield from (block for _, block in in_order(pool, work, blocks, cores + 1))
+            yield from (block for _, block in in_order(pool, lambda block: encode(read(block)), blocks, cores + 1))
     finally:
         torch.set_num_threads(before)
 
@@ -288,24 +313,6 @@ def _gather(
 def _bytes(tensor: Tensor) -> Tensor:
     """The memory of a tensor as one row of bytes."""
     return tensor.contiguous().view(-1).view(torch.uint8)
-
-
-def _read(frames: Frames, roles: list[str], pin: bool, block: Block) -> Task:
-    """The frames of a block, role by role."""
-    index, judged = block
-    batch = {role: frames.read(index, role, pin) for role in roles}
-    if pin:
-        batch = {role: {name: t.pin_memory() for name, t in frame.items()} for role, frame in batch.items()}
-    return batch, judged
-
-
-def read_ahead(read: Callable[[Block], Task], blocks: Iterable[Block], workers: int) -> Iterator[Task]:
-    """Every block in order; `workers` threads are that many blocks ahead."""
-    if not workers:
-        yield from map(read, blocks)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        yield from (task for _, task in in_order(pool, read, blocks, workers + 1))
 
 
 def places(autoencoder: Autoencoder, frames: Frames) -> dict[str, Tensor]:
