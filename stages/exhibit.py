@@ -35,7 +35,7 @@ def _work(args: argparse.Namespace) -> str:
     files.write_json(path, part)
     missing = [name for name in ("latents", "scores", "rollouts") if part[name] is None]
     said = f", without {', '.join(missing)}: not made yet" if missing else ""
-    return f"{path}: {path.stat().st_size / 1e6:.2f} MB{said}; next: python -m stages.gallery"
+    return f"{path}: {files.amount(path.stat().st_size)}{said}; next: python -m stages.gallery"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _work(args: argparse.Namespace) -> str:
             raise UpsDataError(f"{part} is no part of the gallery; run `python -m stages.exhibit {part.stem}` again")
     files.write_text(path, page(exhibits))
     many = f"{len(found)} dataset{'s' * (len(found) > 1)}"
-    return f"{path}: {many}, {path.stat().st_size / 1e6:.2f} MB; open it in a browser"
+    return f"{path}: {many}, {files.amount(path.stat().st_size)}; open it in a browser"
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from stages.common import add_flags, count, from_zero, repeated, run, stage_parser
 from ups_data.console import say
+from ups_data.files import amount
 from ups_data.params import SPLITS, Dataset, dataset_params, load_params
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _encode_task(args: argparse.Namespace, task: str, knobs: Dataset, device: to
             continue
         errors = {name: error for role in manifest["reconstruction"].values() for name, error in role.items()}
         say(
-            f"{folder}: {manifest['bytes'] / 1e6:.2f} MB for {manifest['data_bytes'] / 1e6:.2f} MB of data "
+            f"{folder}: {amount(manifest['bytes'])} for {amount(manifest['data_bytes'])} of data "
             f"({manifest['bytes'] / manifest['data_bytes']:.2f}), round-trip nRMSE "
             + ", ".join(f"{name} {error:.2g}" for name, error in errors.items())
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.common import add_flags, run, stage_parser
-from ups_data import registry
+from ups_data import files, registry
 from ups_data.errors import UpsDataError
 from ups_data.packaging import package_dataset
 from ups_data.params import dataset_params, load_params
@@ -46,7 +46,7 @@ def _work(args: argparse.Namespace) -> str:
     target, entry = package_dataset(args.task, knobs, Path(args.data), Path(args.out), Path(args.entries))
     size = sum(item.size for item in entry.items())
     packed = entry.archive.size
-    made = f"{target}: {size / 1e6:.1f} MB packed into {packed / 1e6:.1f} MB, ratio {size / packed:.2f}"
+    made = f"{target}: {files.amount(size)} packed into {files.amount(packed)}, ratio {size / packed:.2f}"
     return f"{made}; next: python -m stages.registry" if registered else made
 
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from stages.common import add_flags, repeated, run, stage_parser
-from ups_data import console
+from ups_data import console, files
 from ups_data.params import Params, Solver, load_params, simulate_params
 
 EXAMPLE = "python -m stages.simulate burgers1d --samples 16 --values 0.001 0.1 --out /tmp/burgers"
@@ -48,7 +48,7 @@ def _work(args: argparse.Namespace) -> str:
     console.detail("\n".join(str(path) for path in paths))
     flags = repeated(params=args.params)
     following = " && ".join(f"python -m stages.convert {task}{flags}" for task in _readers(params, folder))
-    return f"{folder}: {len(paths)} files, {size / 1e6:.1f} MB" + (f"; next: {following}" if following else "")
+    return f"{folder}: {len(paths)} files, {files.amount(size)}" + (f"; next: {following}" if following else "")
 
 
 def _readers(params: Params, folder: Path) -> list[str]:

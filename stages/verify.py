@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.common import run, stage_parser
-from ups_data import console
+from ups_data import console, files
 from ups_data.dvc_files import cache_folder
 from ups_data.errors import UpsDataError
 from ups_data.verification import bytes_to_read, verify
@@ -34,7 +34,7 @@ def _work(args: argparse.Namespace) -> str:
                 console.say(f"BROKEN {finding.what}: {finding.problem}\n       mend: {finding.remedy}")
             else:
                 console.detail(f"ok     {finding.what}")
-    summary = f"{count} objects, {size / 1e6:.1f} MB rehashed"
+    summary = f"{count} objects, {files.amount(size)} rehashed"
     if broken:
         raise UpsDataError(f"{summary}; {broken} broken, see above")
     return f"{summary}, none broken; next: make push"

@@ -251,8 +251,8 @@ def test_the_listing_says_what_is_where(clone, capsys):
     assert rows["Nu13.hdf5"]["twin_of"] == "1D/Burgers/Train/Nu11.hdf5" and not rows["Nu12.hdf5"]["remote"]
     assert catalogue_stage.main([]) == 0
     printed = capsys.readouterr().out
-    assert "1D/Burgers      3  8.0 kB     1     2.0 kB" in printed
-    assert "3 files, 2 different: 5.0 kB; next: python -m stages.download WHAT (" in printed
+    assert "1D/Burgers      3  8 kB     1       2 kB" in printed
+    assert "3 files, 2 different: 5 kB; next: python -m stages.download WHAT (" in printed
     assert catalogue_stage.main(["*Nu13*"]) == 0
     assert "archive  twin of Nu11.hdf5" in capsys.readouterr().out
 

@@ -216,3 +216,12 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one_there(tmp_p
         files.publish(tmp_path / "new", tmp_path / "out")
     assert (tmp_path / "out" / "which").read_text() == "out"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "out"]
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_499, "999 kB"), (999_500, "1 MB"), (75_812_345, "75.8 MB"),
+     (999_999_999, "1 GB"), (8_232_960_000, "8.23 GB"), (2.7e12, "2.7 TB")],
+)  # fmt: skip
+def test_an_amount_is_said_in_the_unit_that_fits(size, said):
+    assert files.amount(size) == said

@@ -171,7 +171,7 @@ def test_an_official_name_with_a_twin_is_looked_up_in_the_catalogue(tmp_path, mo
     path = tmp_path / "2D" / "NS_incom" / "ns_incom_inhom_2d_512-22.h5"
     write_flow(path, smooth(2, 3, 8, 8, 2), np.array([0, 0.5, 1.0]), CONFIG)
     look = inspect(path)
-    assert look.facts["official"].startswith("2D/NS_incom/ns_incom_inhom_2d_512-22.h5, 9.9 GB: this one has another")
+    assert look.facts["official"].startswith("2D/NS_incom/ns_incom_inhom_2d_512-22.h5, 9.91 GB: this one has another")
     assert look.problems == []  # it is another file, so the official one's twin is no news
 
 

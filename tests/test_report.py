@@ -48,8 +48,8 @@ def test_a_clone_without_data_reports_knobs_data_metrics_and_plots(clone):
         "| `params.yaml` | `datasets.waves.steps` | 10 | 20 |",
     ]
     data = section(text, "Data")
-    assert "| `waves_subset_v1` | grid | 256 | 6 samples, 0.3 MB | 2 samples, 0.1 MB | 2 samples, 0.1 MB |" in data
-    assert "was train 3 samples, 0.1 MB |" in data
+    assert "| `waves_subset_v1` | grid | 256 | 6 samples, 268 kB | 2 samples, 100 kB | 2 samples, 100 kB |" in data
+    assert "was train 3 samples, 142 kB |" in data
     assert "| `waves_subset_v1` | velocity | 0.5 | 0.5 | 2 | 2 |" in data.split("<details>")[1]
     metrics = section(text, "Metrics")
     assert "| `reports/waves/metrics.json` | nrmse | 1 | 0.5 | -50.0% |" in metrics.split("<details>")[0]

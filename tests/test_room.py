@@ -8,10 +8,9 @@ from stages import simulate
 from ups_data import files
 from ups_data.errors import UpsDataError
 from ups_data.models.autoencoder import save_autoencoder
-from ups_data.training.caching import cache_split
 
 from . import small_data
-from .small_data import CPU, LATENTS, TASKS, frames_of, trained
+from .small_data import TASKS, trained
 from .test_predict import grid_file, roll_out, save_operator
 
 
@@ -33,15 +32,6 @@ def test_by_a_conversion_of_meshes(tmp_path, full):
     with pytest.raises(UpsDataError, match=r"converting darcy2d_mesh needs .* free some room"):
         small_data.write_mesh(tmp_path)
     assert not [path for path in tmp_path.glob("*darcy2d_mesh*") if path.suffix != ".lock"]
-
-
-def test_by_a_cache(tmp_path, full):
-    small_data.write_grid(tmp_path)
-    model, _ = trained(tmp_path, "grid", steps=1)
-    full()
-    with pytest.raises(UpsDataError, match=r"the latent cache .*waves needs .* free some room"):
-        cache_split(model, frames_of(tmp_path, "grid"), tmp_path / "waves", LATENTS, device=CPU)
-    assert not list(tmp_path.glob("*waves*"))
 
 
 def test_by_a_prediction(tmp_path, full, capsys):

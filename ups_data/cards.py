@@ -136,7 +136,7 @@ def facts(manifest: Mapping, name: str, entry: Entry | None) -> dict[str, str]:
     }
     if entry:
         unpacked = sum(item.size for item in entry.items())
-        told["Size"] = f"{size(unpacked)}, packed {size(entry.archive.size)}"
+        told["Size"] = f"{files.amount(unpacked)}, packed {files.amount(entry.archive.size)}"
     return told
 
 
@@ -145,14 +145,6 @@ def resolution(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{_range(count)} {what}" for what, count in value.items())
     return " × ".join(str(points) for points in value) + " points"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that a person would use: 75.8 MB."""
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= limit:
-            return f"{count / limit:.3g} {unit}"
-    return f"{count:.0f} B"
 
 
 def shared_starts(manifest: Mapping) -> int:
@@ -266,7 +258,7 @@ def _splits(manifest: Mapping, entry: Entry | None) -> str:
 
 def _raw_files(manifest: Mapping) -> str:
     raw = manifest["source"]["files"]
-    total = size(sum(file["size"] for file in raw))
+    total = files.amount(sum(file["size"] for file in raw))
     shown = raw if len(raw) <= SHOWN_FILES else [raw[0], raw[-1]]
     rows = [(f"`{file['name']}`", f"{file['samples']:,}", f"{file['size']:,}") for file in shown]
     said = f"{len(raw)} file{'s' * (len(raw) > 1)}, {total}" + (

@@ -215,8 +215,8 @@ def _room(parts: Iterable[Part], count: int, state: Path, cache: Path) -> int:
     for part in parts:
         there += sum(part.done)
         left += (part.size or part.total or 0) - sum(part.done)
-    before = f", {there / 1e9:.2f} GB of them there from before" if there else ""
-    console.say(f"downloading {count} files, {left / 1e9:.2f} GB to go{before}")
+    before = f", {files.amount(there)} of them there from before" if there else ""
+    console.say(f"downloading {count} files, {files.amount(left)} to go{before}")
     files.require_space(state, left, "the download")
     if state.stat().st_dev != _existing(cache).stat().st_dev:
         files.require_space(cache, left + there, "the download")

@@ -260,9 +260,13 @@ def require_space(folder: str | Path, size: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise UpsDataError(
-            f"{what} needs {_amount(size)} but {folder} has {_amount(free)} free; free some room or write elsewhere"
+            f"{what} needs {amount(size)} but {folder} has {amount(free)} free; free some room or write elsewhere"
         )
 
 
-def _amount(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e3:.0f} kB"
+def amount(size: float) -> str:
+    """Bytes in the unit that a person would use: 75.8 MB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= 0.9995 * unit:  # what is rounded to a thousand of the unit below
+            return f"{size / unit:.3g} {name}"
+    return f"{size:.0f} B"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 
+from ups_data import files
 from ups_data.catalogue import CATALOGUE, ROOT, Entry, twins
 from ups_data.download import STATE
 from ups_data.dvc_files import cache_folder, cache_object, dvc, what_failed
@@ -136,12 +137,7 @@ def summary(rows: Sequence[Holding]) -> str:
 
 
 def _bytes(size: int | None) -> str:
-    if size is None:
-        return "?"
-    for limit, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.1f} {unit}"
-    return f"{size} B"
+    return "?" if size is None else files.amount(size)
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

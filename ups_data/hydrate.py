@@ -98,7 +98,7 @@ def _left_behind(entry: registry.Entry, restored: Sequence[registry.Item], root:
 
 
 def _rate(size: int, started: float) -> str:
-    return f"{size / 1e6:.1f} MB at {size / 1e6 / max(time.monotonic() - started, 1e-6):.0f} MB/s"
+    return f"{files.amount(size)} at {size / 1e6 / max(time.monotonic() - started, 1e-6):.0f} MB/s"
 
 
 def _agree(members: Sequence[archive.Member], items: Sequence[registry.Item], packed: Path) -> None:
@@ -229,7 +229,7 @@ def find_archive(
         if cached.is_file() and files.checksum(cached, "md5") != packed.md5:
             cached.unlink()  # DVC trusts what its cache holds: a damaged object would never be fetched again
         files.require_space(places.cache, packed.size, f"fetching {packed.file}")
-        console.say(f"fetching {packed.file} ({packed.size / 1e6:.1f} MB) from the DVC remote {remote or '(default)'}")
+        console.say(f"fetching {packed.file} ({files.amount(packed.size)}) from the DVC remote {remote or '(default)'}")
         started = time.monotonic()
         if tag:
             fetched = _get(packed, tag, places, remote)

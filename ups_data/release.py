@@ -40,9 +40,8 @@ def release(name: str, version: str, repository: Path = Path(), remote: str | No
         raise UpsDataError("\n- ".join([f"{name}@{version} is not tagged:", *unmet]))
     packed = _recorded(path, repository)
     _tag(name, version, f"{path}: {packed.size} bytes, SHA-256 {packed.sha256}", repository)
-    return (
-        f"tagged {name}@{version} ({path}, {packed.size / 1e6:.1f} MB); `git push origin {name}@{version}` publishes it"
-    )
+    size = files.amount(packed.size)
+    return f"tagged {name}@{version} ({path}, {size}); `git push origin {name}@{version}` publishes it"
 
 
 def stale_stages(repository: Path = Path()) -> list[str]:

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ups_data import registry
+from ups_data import files, registry
 from ups_data.dvc_files import command
 from ups_data.dvc_repository import dvc_repository
 from ups_data.errors import UpsDataError
@@ -140,13 +140,13 @@ def _data(before: Entries, now: Entries) -> Iterator[str]:
 def _dataset_row(name: str, before: registry.Entry | None, now: registry.Entry | None) -> list[str]:
     shown = now or before
     splits = [_split(shown, split) for split in ("train", "val", "test")]
-    row = [f"`{name}`", shown.kind, _resolution(shown.resolution), *splits, _megabytes(shown.archive.size)]
+    row = [f"`{name}`", shown.kind, _resolution(shown.resolution), *splits, files.amount(shown.archive.size)]
     return [*row, _change(before, now)]
 
 
 def _split(entry: registry.Entry, split: str) -> str:
     item = entry.splits.get(split)
-    return f"{item.samples} samples, {_megabytes(item.size)}" if item else NONE
+    return f"{item.samples} samples, {files.amount(item.size)}" if item else NONE
 
 
 def _change(before: registry.Entry | None, now: registry.Entry | None) -> str:
@@ -185,10 +185,6 @@ def _resolution(value: object) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return " ".join(f"{value:g}" for value in values)
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:.1f} MB"
 
 
 # --- plots ---------------------------------------------------------------------------------------

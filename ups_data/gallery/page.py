@@ -7,7 +7,7 @@ from importlib import resources
 
 import jinja2
 
-from ups_data.cards import size
+from ups_data.files import amount
 from ups_data.gallery import template
 
 
@@ -21,7 +21,7 @@ def page(exhibits: Sequence[dict]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["size"] = size
+    environment.filters["size"] = amount
     return environment.get_template("page.html").render(
         exhibits=exhibits,
         style=folder.joinpath("style.css").read_text(encoding="utf-8"),

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from ups_data import console
-from ups_data.inspection.look import Look, Panel, Range, measure, megabytes, parameter_fact, thin
+from ups_data.files import amount
+from ups_data.inspection.look import Look, Panel, Range, measure, parameter_fact, thin
 
 
 def look_at_archive(path: Path, full: bool) -> Look:
@@ -25,10 +26,10 @@ def look_at_archive(path: Path, full: bool) -> Look:
     for member in members:
         inside[member.path.split("/")[0]] += member.size
     facts = {
-        "members": f"{len(members)} files, {megabytes(size)} unpacked, ratio {size / packed:.2f}",
-        **{name: megabytes(total) for name, total in inside.items()},
+        "members": f"{len(members)} files, {amount(size)} unpacked, ratio {size / packed:.2f}",
+        **{name: amount(total) for name, total in inside.items()},
     }
-    look = Look(f"archive, {megabytes(packed)}", facts)
+    look = Look(f"archive, {amount(packed)}", facts)
     look.read = (
         "every byte was unpacked and verified" if full else "only the index was read; --full verifies every byte"
     )
@@ -51,7 +52,7 @@ def look_at_cache(folder: Path, full: bool) -> Look:
         "roles": ", ".join(cache.roles),
         "parameters": parameter_fact({name: name for name in names}, cache.parameters),
         "samples": f"{cache.samples} of {cache.frames} frames",
-        "size": f"{megabytes(manifest['bytes'])}, {share:.2f} of the float32 data",
+        "size": f"{amount(manifest['bytes'])}, {share:.2f} of the float32 data",
         "round trip": "nRMSE " + ", ".join(f"{name} {error:.2g}" for name, error in errors.items()),
         "key": cache.key,
     }
@@ -81,7 +82,7 @@ def look_at_model(path: Path) -> Look:
         "parameters": f"{count} in {len(weights)} tensors, {', '.join(kinds)}",
         **{name: json.dumps(value) for name, value in sorted(config.items()) if isinstance(value, int | float | str)},
     }
-    look = Look(f"model, {megabytes(path.stat().st_size)}", facts)
+    look = Look(f"model, {amount(path.stat().st_size)}", facts)
     look.ranges = {"weights": Range()}
     for name, tensor in weights.items():
         if tensor.is_floating_point():

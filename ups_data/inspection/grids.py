@@ -10,6 +10,7 @@ import numpy as np
 
 from ups_data.catalogue import all_entries, read_catalogue, twins
 from ups_data.errors import UpsDataError
+from ups_data.files import amount
 from ups_data.inspection.look import (
     BUDGET,
     FIRST_FRAMES,
@@ -18,7 +19,6 @@ from ups_data.inspection.look import (
     axis_fact,
     evenly,
     measure,
-    megabytes,
     parameter_fact,
     repeated,
     thin,
@@ -59,7 +59,7 @@ def _raw(path: Path, full: bool) -> Look:
             **_shape_facts(raw.coordinates, raw.periodic, raw.time, raw.samples),
             "stored": _stored(file, source),
         }
-        look = Look(f"raw file of {source}, {megabytes(path.stat().st_size)}", facts)
+        look = Look(f"raw file of {source}, {amount(path.stat().st_size)}", facts)
         if unread := raw.unread():
             look.add([left_out(unread)])
         look.add(_odd_parameters(raw, rows, values))
@@ -136,7 +136,7 @@ def _official(path: Path, facts: dict[str, str]) -> Iterator[str]:
     if entry is None:
         return
     same = entry.size == path.stat().st_size
-    size = megabytes(entry.size) if entry.size else "unknown size"
+    size = amount(entry.size) if entry.size else "unknown size"
     facts["official"] = f"{entry.path}, {size}" + ("" if same else ": this one has another size (a sample, or cut)")
     others = [other.path for other in twins(entries).get(entry.md5, []) if other != entry]
     if same and others:
@@ -158,7 +158,7 @@ def look_at_grid(path: Path, full: bool) -> Look:
         **split_facts(manifest),
     }
     size = sum(file.stat().st_size for file in path.glob("*.h5")) if path.is_dir() else path.stat().st_size
-    look = Look(f"converted grid, split {reader.split} of {reader.task}, {megabytes(size)}", facts)
+    look = Look(f"converted grid, split {reader.split} of {reader.task}, {amount(size)}", facts)
     look.add(split_problems(manifest, reader.split, reader.groups))
     read = _reader_of(reader)
     samples, frames, *space = reader.shape[:-1]
@@ -181,7 +181,7 @@ def split_facts(manifest: dict) -> dict[str, str]:
     size = sum(file["size"] for file in files)
     return {
         "splits": f"{counts} samples, {manifest['protocol'] or 'as they came'}",
-        "made from": f"{len(files)} files, {megabytes(size)}, first {files[0]['name']}" if files else "nothing known",
+        "made from": f"{len(files)} files, {amount(size)}, first {files[0]['name']}" if files else "nothing known",
         "key": manifest["key"],
     }
 

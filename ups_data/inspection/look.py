@@ -188,11 +188,3 @@ def thin(values: np.ndarray, *axes: int) -> np.ndarray:
     for axis in axes or range(values.ndim):
         steps[axis] = -(-values.shape[axis] // POINTS)
     return values[tuple(slice(None, None, step) for step in steps)]
-
-
-def megabytes(size: float) -> str:
-    """A number of bytes in kB, MB or GB."""
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.1f} {unit}"
-    return f"{size:.0f} B"

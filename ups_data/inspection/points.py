@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ups_data.errors import UpsDataError
+from ups_data.files import amount
 from ups_data.inspection.grids import ROUNDED, split_facts, split_problems
-from ups_data.inspection.look import Look, Panel, axis_fact, evenly, measure, megabytes, parameter_fact, repeated
+from ups_data.inspection.look import Look, Panel, axis_fact, evenly, measure, parameter_fact, repeated
 from ups_data.sources.npz import NpzFile
 from ups_data.sources.raw import left_out
 from ups_data.stores import mesh, particles
@@ -60,7 +61,7 @@ def _mesh_shard(path: Path, full: bool) -> Look:
             "time": axis_fact(shard.times) if frames > 1 else "static",
             "samples": str(shard.samples),
         }
-        look = Look(f"raw mesh shard, {megabytes(path.stat().st_size)}", facts)
+        look = Look(f"raw mesh shard, {amount(path.stat().st_size)}", facts)
 
         def read(sample: int, start: int, stop: int) -> np.ndarray:
             return np.concatenate(list(shard.blocks([sample], shard.channels, stop)))[start:]
@@ -86,7 +87,7 @@ def _particle_shard(path: Path, full: bool) -> Look:
             "graph": f"{len(shard.indices)} pairs within {shard.radius:g} in the first frame",
             "time": axis_fact(shard.times),
         }
-        look = Look(f"raw particle shard, {megabytes(path.stat().st_size)}", facts)
+        look = Look(f"raw particle shard, {amount(path.stat().st_size)}", facts)
 
         def read(sample: int, start: int, stop: int) -> np.ndarray:
             names = ("positions", "velocities")
@@ -143,7 +144,7 @@ def _store_look(path: Path, store: mesh.MeshStore | particles.ParticleStore, pla
         **split_facts(manifest),
     }
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    look = Look(f"converted {kind}, split {store.split} of {store.task}, {megabytes(size)}", facts)
+    look = Look(f"converted {kind}, split {store.split} of {store.task}, {amount(size)}", facts)
     look.add(split_problems(manifest, store.split, store.groups))
     look.following = f"python -m stages.audit {store.task}"
     return look

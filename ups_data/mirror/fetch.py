@@ -40,7 +40,7 @@ def fetch_archive(entry: registry.Entry, folder: Path) -> Path:
     artifact = _find(copy, packed)
     files.require_space(folder, 2 * packed.size, f"fetching {packed.file} from W&B")  # its cache, then the file
     folder.mkdir(parents=True, exist_ok=True)
-    console.say(f"fetching {packed.file} ({packed.size / 1e6:.1f} MB) from W&B: {copy.artifact}")
+    console.say(f"fetching {packed.file} ({files.amount(packed.size)}) from W&B: {copy.artifact}")
     started = time.monotonic()
     with staging(folder) as temporary:
         with sentences(f"{copy.artifact} cannot be downloaded"), _own_cache(temporary / "cache"):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ups_data import console
+from ups_data import console, files
 from ups_data.errors import UpsDataError
 from ups_data.mirror.client import Place, client, run_settings, sentences
 from ups_data.params import Sync
@@ -70,7 +70,7 @@ def mirror(api: wandb.Api, where: Place, request: Request, knobs: Sync) -> Mirro
         entity = where.entity or api.default_entity
         found = _find(api, f"{entity}/{where.project}/{request.name}", request.type, draft.digest)
     if found is None:
-        found, done = _upload(draft, request, where, knobs), f"uploaded {request.size / 1e6:.1f} MB"
+        found, done = _upload(draft, request, where, knobs), f"uploaded {files.amount(request.size)}"
     else:
         with sentences(f"{request.name} cannot be brought up to date"):
             done = "there already, nothing uploaded" + (", its metadata updated" if _update(found, request) else "")
@@ -121,7 +121,7 @@ def _update(artifact: wandb.Artifact, request: Request) -> bool:
 
 def _upload(draft: wandb.Artifact, request: Request, where: Place, knobs: Sync) -> wandb.Artifact:
     """Log the artifact from a run whose local files are thrown away; waits until it is committed."""
-    console.say(f"uploading {request.name} ({request.size / 1e6:.1f} MB) to W&B")
+    console.say(f"uploading {request.name} ({files.amount(request.size)}) to W&B")
     with tempfile.TemporaryDirectory(prefix="ups-data-") as folder, sentences(f"the upload of {request.name} failed"):
         _log(draft, request, run_settings(where, knobs, knobs.minutes, root_dir=folder, mode="online"))
         return draft.wait(timeout=60)  # it was sent when the run finished: this asks for its version
