@@ -224,7 +224,7 @@ def test_the_last_line_names_the_datasets_that_read_the_files(project, capsys, f
     small = ["--samples=1", "--values=1", "--device=cpu", "--set=simulate.burgers1d.resolution=32"]
     assert simulate.main(["burgers1d", *small, "--params", "mine.yaml", "--out", folder]) == 0
     commands = [f"python -m stages.convert {task} --params mine.yaml" for task in readers]
-    following = f"; next: {' && '.join(commands)} (" if readers else "MB ("
+    following = f"; next: {' && '.join(commands)} (" if readers else "kB ("
     assert following in capsys.readouterr().out
 
 
