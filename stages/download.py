@@ -18,6 +18,7 @@ from pathlib import Path
 from stages.common import run, stage_parser
 from ups_data.catalogue import BASE_URL, OFFICIAL, all_entries, read_catalogue, select
 from ups_data.errors import UpsDataError
+from ups_data.files import amount
 from ups_data.params import load_params
 
 CONNECTIONS = 4
@@ -56,7 +57,7 @@ def _work(args: argparse.Namespace) -> str:
     outcome = download(wanted, cache, base_url=args.base_url, policy=Policy(args.connections))
     here = outcome.present + outcome.fetched
     changed = publish(here, cache) if here else []
-    counts = f"{len(outcome.fetched)} files fetched ({outcome.size / 1e9:.2f} GB), {len(outcome.present)} already here"
+    counts = f"{len(outcome.fetched)} files fetched ({amount(outcome.size)}), {len(outcome.present)} already here"
     if outcome.failures:
         more = f" (and {len(outcome.failures) - 1} more)" if len(outcome.failures) > 1 else ""
         raise UpsDataError(f"{outcome.failures[0]}{more}; {counts}")

@@ -3,18 +3,14 @@
 import shutil
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from stages import latents as stage
 from ups_data.errors import UpsDataError
-from ups_data.files import checksum, read_json
+from ups_data.files import checksum
 from ups_data.models.autoencoder import build_autoencoder, load_autoencoder, save_autoencoder
 from ups_data.params import View
 from ups_data.stores import latents
@@ -22,11 +18,9 @@ from ups_data.stores.latents import LatentCache, cache_is_current, open_cache
 from ups_data.training import caching
 from ups_data.training.caching import cache_split, constituents
 
-from . import small_data
 from .small_data import CPU, LATENTS, TASKS, WRITERS, frames_of, trained
 
 KINDS = tuple(TASKS)
-PARAMS = Path(__file__).parents[1] / "params.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +44,8 @@ def caches(data, models, tmp_path_factory):
     return root
 
 
-def write(root, data, models, kind="grid", split="train", knobs=LATENTS, **options):
-    return cache_split(
-        models[kind], frames_of(data, kind, split), folder(root, kind, split), knobs, device=CPU, **options
-    )
+def write(root, data, models, kind="grid", split="train", knobs=LATENTS):
+    return cache_split(models[kind], frames_of(data, kind, split), folder(root, kind, split), knobs, device=CPU)
 
 
 def folder(root, kind="grid", split="train"):
@@ -212,39 +204,6 @@ def test_shards_of_any_size_hold_the_same_latents(caches, data, models, tmp_path
     assert torch.equal(cache.read("state", last, 1, 3), whole.read("state", last, 1, 3))
 
 
-def cache_of(folder, batches, roles=("a", "b")):
-    """A cache of 5 trajectories of 3 frames of 2 x 2 numbers, two of them a shard."""
-    return latents.write_cache(
-        folder, constituents={}, facts={}, arrays={"parameters": torch.zeros(5, 1)}, shape=(5, 3, 2, 2), roles=roles,
-        dtype="float16", shard_bytes=100, batches=batches, finish=dict,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("frames", [(4, 4, 4), (4, 4, 4, 4), (6, 6, 3, 6), ()])
-def test_another_number_of_frames_than_was_announced_is_no_cache(tmp_path, frames):
-    batches = ({role: torch.zeros(count, 2, 2) for role in "ab"} for count in frames)
-    with pytest.raises(ValueError, match="got other than the 15 frames"):
-        cache_of(tmp_path / "cache", batches)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_role_of_fewer_frames_than_another_is_no_cache(tmp_path):
-    batches = ({"a": torch.zeros(5, 2, 2), "b": torch.zeros(count, 2, 2)} for count in (5, 4, 5))
-    with pytest.raises(ValueError, match=r"[Oo]utput array is the wrong shape"):
-        cache_of(tmp_path / "cache", batches)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
-def test_latents_of_another_number_format_are_kept_as_numbers(tmp_path, dtype):
-    numbers = torch.arange(60).reshape(15, 2, 2) / 8
-    manifest = cache_of(tmp_path / "cache", ({role: part.to(dtype) for role in "ab"} for part in numbers.split(4)))
-    assert manifest["shard_samples"] == 2
-    shards = [load_file(path) for path in sorted((tmp_path / "cache").glob("latents-*"))]
-    for role in "ab":
-        assert torch.equal(torch.cat([shard[role] for shard in shards]).flatten(0, 1).float(), numbers)
-
-
 @pytest.mark.parametrize(("dtype", "bits", "tolerance"), [("float32", 4, 0.0), ("bfloat16", 2, 2**-8)])
 def test_the_number_format_is_a_choice(caches, data, models, tmp_path, dtype, bits, tolerance):
     manifest = write(tmp_path, data, models, knobs=LATENTS.model_copy(update={"dtype": dtype}))
@@ -389,17 +348,6 @@ def test_a_killed_run_leaves_the_old_cache_or_none(caches, data, models, tmp_pat
     assert [p.name for p in tmp_path.iterdir()] == [folder(tmp_path).name]
 
 
-def test_a_disk_that_fills_up_while_a_cache_is_written_is_named(run, tmp_path, monkeypatch, capsys):
-    def full(tensors, path):
-        path.write_bytes(b"half")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(latents, "save_file", full)
-    assert run("--splits", "test") == 1
-    assert "no room left on" in capsys.readouterr().err
-    assert not list((tmp_path / "cache").iterdir())
-
-
 def test_who_may_read_the_folder_may_read_the_cache(caches):
     for path in folder(caches).iterdir():
         assert path.stat().st_mode & 0o444 == folder(caches).stat().st_mode & 0o444, path.name
@@ -427,77 +375,6 @@ def test_an_untrained_encoder_is_never_cached(data, models, tmp_path):
     with pytest.raises(UpsDataError, match="trained for 0 steps"):
         write(tmp_path, data, {"grid": untrained})
     assert not list(tmp_path.iterdir())
-
-
-# --- the stage -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(data, models, tmp_path):
-    """The stage on the grid data and model of this file, with more flags; returns its exit status."""
-    task, model = TASKS["grid"], models["grid"]
-    save_autoencoder(tmp_path / "models" / task / "autoencoder.safetensors", model, 20)
-    facts = {f"autoencoder.{name}": model.config[name] for name in ("latent_len", "latent_dim")}
-    facts |= {f"view.{name}": value for name, value in model.config["view"].items()}
-    sets = [flag for name, value in facts.items() for flag in ("--set", f"datasets.{task}.{name}={value}")]
-    places = ["--data", str(data), "--models", str(tmp_path / "models"), "--cache-dir", str(tmp_path / "cache")]
-
-    def call(*flags):
-        return stage.main([task, "--params", str(PARAMS), *places, *sets, *flags])
-
-    return call
-
-
-def test_the_stage_encodes_all_splits_and_leaves_what_is_up_to_date(run, data, tmp_path, capsys):
-    assert run("--batch-size", "9", "--workers", "0") == 0
-    said = capsys.readouterr().out
-    for split in ("train", "val", "test"):
-        cache = LatentCache(folder(tmp_path / "cache", split=split))
-        assert cache.samples == frames_of(data, "grid", split).samples
-        assert f"{cache.folder}: " in said
-    before = contents(folder(tmp_path / "cache"))
-    assert run("--splits", "train") == 0
-    assert "already there" in capsys.readouterr().out
-    assert run("--splits", "train", "--dtype", "float32") == 1
-    assert "made with another dtype" in capsys.readouterr().err
-    assert contents(folder(tmp_path / "cache")) == before
-    assert run("--splits", "train", "--dtype", "float32", "--overwrite") == 0
-    assert read_json(folder(tmp_path / "cache") / "manifest.json")["dtype"] == "float32"
-
-
-def test_the_stage_refuses_data_that_the_autoencoder_was_not_trained_on(run, data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(small_data, "SPLIT", small_data.SPLIT.model_copy(update={"seed": 1}))
-    small_data.write_grid(tmp_path / "anew")
-    assert run("--data", str(tmp_path / "anew")) == 1
-    assert "was converted anew since its models were trained; train them again" in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
-
-
-def test_the_stage_refuses_latents_that_the_autoencoder_does_not_have(run, tmp_path, capsys):
-    assert run("--latent-dim", "5") == 1
-    assert "has latent_dim 4, got 5; train one with `python -m stages.autoencoder" in capsys.readouterr().err
-    assert run("--latent-len", "16") == 1
-    assert "has latent_len 8, got 16" in capsys.readouterr().err
-    assert run("--set", "datasets.advection1d.view.time_stride=3") == 1
-    assert "was trained at the view" in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (("--workers", "-1"), "got '-1', expected a whole number from 0"),
-        (("--device", "meta"), "device: got 'meta', expected auto, cpu, cuda or cuda:N"),
-    ],
-)
-def test_a_flag_that_nothing_can_be_done_with_is_a_sentence(run, tmp_path, capsys, flags, sentence):
-    try:
-        status = run(*flags)
-    except SystemExit as stopped:  # argparse
-        status = stopped.code
-    assert status in (1, 2)
-    assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "cache").exists()
 
 
 def test_a_view_that_differs_is_another_cache(data, models):

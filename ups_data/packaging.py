@@ -30,15 +30,18 @@ def package_dataset(
     names = [*stores.values(), manifest_path(data, task).name]
     sources = archive.collect(data, names)
     target = out / f"{knobs.name}.{knobs.suffix}"
+    entry: registry.Entry | None = None
     with ExitStack() as held, files.atomic(registry.entry_path(entries, knobs.name)) as described:
 
         def describe(members: Sequence[archive.Member], packed: Path) -> None:
-            registry.write_entry(described, knobs.name, _entry(task, knobs, manifest, stores, members, packed, target))
+            nonlocal entry
+            entry = _entry(task, knobs, manifest, stores, members, packed, target)
+            registry.write_entry(described, knobs.name, entry)
             held.enter_context(signals_noted())  # from here on both appear or none
 
         with console.progress(f"package {knobs.name}", sum(p.stat().st_size for p in sources.values()), "B") as bar:
             archive.pack(sources, target, knobs.codec, workers, bar.advance, describe)
-    return target, registry.read_registry(registry.entry_path(entries, knobs.name))[knobs.name]
+    return target, entry
 
 
 def item(path: str, members: Sequence[archive.Member]) -> registry.Item:

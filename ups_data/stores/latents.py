@@ -159,7 +159,7 @@ def _write_shards(
     return contents
 
 
-def _cut(batches: Iterable[Mapping[str, Tensor]], shards: Iterable[int]) -> Iterator[list[Mapping[str, Tensor]]]:
+def _cut(batches: Iterable[Mapping[str, Tensor]], shards: Sequence[int]) -> Iterator[list[Mapping[str, Tensor]]]:
     """So many frames for every shard in turn, in the parts they come in."""
     sizes, parts = iter(shards), []
     left = next(sizes)

@@ -79,13 +79,13 @@ def cache_split(
     """
     config = autoencoder.config
     refuse_untrained(config, label)
-    gpu = device.type == "cuda"
-    size, readers = _pace(frames, list(autoencoder.roles), knobs.batch, gpu)
+    gpu, roles = device.type == "cuda", list(autoencoder.roles)
+    size, readers = _pace(frames, roles, knobs.batch, gpu)
     pin = gpu and pin_memory is not False
     blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / size))
     judged = _judged(len(frames), blocks)
     mine = list(zip(blocks, judged, strict=True))[ranks.rank() :: ranks.world()]
-    read = partial(_read, frames, list(autoencoder.roles), pin)
+    read = partial(_read, frames, roles, pin)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
     if gpu:
         encoded = _on_gpu(read, encode, mine, readers if workers is None else workers, device, pin)
@@ -114,7 +114,7 @@ def cache_split(
                 "token_grid": config["token_grid"],
                 "parameter_names": frames.reader.parameter_names,
                 "view": config["view"],
-                "data_bytes": 4 * sum(frames.values(role) for role in autoencoder.roles),
+                "data_bytes": 4 * sum(frames.values(role) for role in roles),
             },
             arrays={
                 "parameters": torch.from_numpy(frames.parameters),
@@ -122,7 +122,7 @@ def cache_split(
                 **places(autoencoder, frames),
             },
             shape=(frames.samples, frames.frames, math.prod(config["token_grid"]), config["latent_dim"]),
-            roles=list(autoencoder.roles),
+            roles=roles,
             dtype=knobs.dtype,
             shard_bytes=knobs.shard_mb << 20,
             batches=batches(),
