@@ -41,10 +41,11 @@ from ups_data.training.frames import GridFrames
 
 # Frames, points and channels, and the knobs of params.yaml: PDEBench's view of Burgers' equation.
 SHAPE = (41, 256, 1)
-KNOBS = Knobs(latent_len=32, latent_dim=4, width=48, depth=2, steps=1, batch=64, learning_rate=1e-3, seed=0)
+SIZE = {"latent_len": 32, "latent_dim": 4, "width": 48, "depth": 2, "encoder_depth": 0}
+KNOBS = Knobs(**SIZE, steps=1, batch=64, learning_rate=1e-3, seed=0)
 # All of its file, and the knobs of configs/burgers1d_gpu.yaml.
 FULL_SHAPE = (201, 1024, 1)
-FULL = KNOBS.model_copy(update={"latent_len": 64, "latent_dim": 14, "depth": 1})
+FULL = KNOBS.model_copy(update={"latent_len": 64, "latent_dim": 14, "depth": 1, "encoder_depth": 1})
 REPEATS = 3
 FEWER = {"trajectories": 512, "frames": 32}  # that a loop takes at most
 PIECE = 32 << 20  # bytes brought to the device at once
@@ -55,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--samples", type=int, default=512, help="trajectories")
     parser.add_argument("--full", action="store_true", help="trajectories of 201 x 1024 in place of 41 x 256")
+    parser.add_argument("--encoder-depth", type=int, help="blocks of the encoder's network (0; full size: 1)")
     parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (4096; full size: 8192)")
     parser.add_argument("--workers", type=int, help="threads that read ahead for a GPU (4)")
     parser.add_argument("--device", default="auto")
@@ -62,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.set_level(console.QUIET)
     device = pick_device(args.device)
     shape, size = (FULL_SHAPE, FULL) if args.full else (SHAPE, KNOBS)
+    if args.encoder_depth is not None:
+        size = size.model_copy(update={"encoder_depth": args.encoder_depth})
     with tempfile.TemporaryDirectory() as folder:
         frames = GridFrames(synthetic(Path(folder), (args.samples, *shape)), View(space_stride=1, time_stride=1))
         config = autoencoder_config("bench", frames, size) | {"steps": 1}

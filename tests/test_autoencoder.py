@@ -79,6 +79,17 @@ def test_a_shift_by_whole_patches_shifts_the_tokens(resolution, tokens, shift, f
         torch.testing.assert_close(decoded, expected, rtol=0, atol=1e-5)
 
 
+def trained_and_frozen(config):
+    """An autoencoder whose latents have a mean and a spread, as training leaves it, and the same ready for use."""
+    torch.manual_seed(0)
+    trained, frozen = build_autoencoder(config), build_autoencoder(config)
+    for role in config["roles"]:
+        trained.get_buffer(f"{role}_latent_mean").copy_(torch.randn(config["latent_dim"]))
+        trained.get_buffer(f"{role}_latent_std").copy_(0.5 + torch.rand(config["latent_dim"]))
+    frozen.load_state_dict(trained.state_dict())
+    return trained, frozen.freeze()
+
+
 @pytest.mark.parametrize("depth", range(4))
 @pytest.mark.parametrize("width", [4, 40])  # the width decides what is multiplied out
 @pytest.mark.parametrize("periodic", [True, False])
@@ -88,12 +99,9 @@ def test_a_shift_by_whole_patches_shifts_the_tokens(resolution, tokens, shift, f
 def test_a_frozen_autoencoder_computes_what_was_trained_forwards_and_backwards(
     resolution, tokens, periodic, width, depth
 ):
-    torch.manual_seed(0)
     config = grid_config(resolution, tokens, [periodic] * len(tokens)) | {"width": width, "depth": depth}
-    trained = build_autoencoder(config)
-    frozen = build_autoencoder(config)
-    frozen.load_state_dict(trained.state_dict())
-    frozen.freeze()
+    config["normaliser"] = {"u": {"mean": 0.3, "std": 2.0}, "v": {"mean": -1.0, "std": 0.1}}
+    trained, frozen = trained_and_frozen(config)
     assert weights_id(frozen.state_dict()) == weights_id(trained.state_dict())
     fields = torch.randn(2, *resolution, 2)
     latents, found = (model.encode({"fields": fields}, "state") for model in (trained, frozen))
@@ -129,9 +137,40 @@ def test_a_frozen_network_never_takes_more_multiply_adds(axes, depth, width):
         assert now <= before
 
 
-def test_a_line_is_encoded_in_a_third_of_the_multiply_adds():
+def test_a_line_is_encoded_in_a_third_of_the_multiply_adds_and_without_a_network_in_a_seventeenth():
     config = grid_config([1024], [64], [True], ["u"]) | {"latent_dim": 14, "width": 48, "depth": 1}
     assert multiply_adds(build_autoencoder(config).freeze().encoders["state"]) == (3648, 11328)
+    config |= {"encoder_depth": 0}
+    assert multiply_adds(build_autoencoder(config).freeze().encoders["state"]) == (672, 672)
+
+
+@pytest.mark.parametrize("kind", ["grid", "logarithm", "mesh"])
+def test_a_frozen_encoder_takes_fields_with_their_units_of_every_kind(kind):
+    config = grid_config([16, 16], [4, 4], [False, False], ["u"])
+    frame = {"fields": 1.0 + torch.rand(3, 16, 16, 1)}
+    if kind == "logarithm":
+        config["normaliser"] = {"u": {"mean": 1.5, "std": 0.3, "log": {"mean": 0.4, "std": 0.2, "floor": 1e-3}}}
+    if kind == "mesh":
+        config |= {"kind": "mesh", "box": [[0.0, 1.0], [0.0, 1.0]]}
+        config["normaliser"]["boundary"] = {"mean": 0.1, "std": 0.2}
+        frame = {
+            "fields": torch.rand(3, 400, 1), "boundary": torch.rand(3, 400), "coords": torch.rand(3, 400, 2),
+            "mask": torch.ones(3, 400, dtype=torch.bool),
+        }  # fmt: skip
+    for depth in (0, 1):
+        trained, frozen = trained_and_frozen(config | {"encoder_depth": depth})
+        assert relative(frozen.encode(frame, "state"), trained.encode(frame, "state")) < 1e-5
+
+
+def test_units_in_the_kernels_cost_no_more_digits_than_the_fields_have():
+    mean, spread = 1e5, 1.0  # a pressure in pascals: float32 has steps of 0.008 there
+    config = grid_config([64], [16], [True], ["u"]) | {"normaliser": {"u": {"mean": mean, "std": spread}}}
+    trained, frozen = trained_and_frozen(config | {"encoder_depth": 0})
+    fields = mean + spread * torch.randn(8, 64, 1, dtype=torch.float64)
+    exact = copy.deepcopy(trained).double().encode({"fields": fields}, "state")
+    given = {"fields": fields.float()}
+    lost = (trained.encode(given, "state") - exact).abs().max()
+    assert (frozen.encode(given, "state") - exact).abs().max() < 10 * lost
 
 
 def test_without_a_period_the_two_ends_know_nothing_of_each_other():

@@ -125,7 +125,7 @@ def test_bytes_are_the_same_on_any_number_of_cores(caches, data, models, tmp_pat
 @pytest.mark.parametrize(("batch", "readers"), [(8, 4), (128, 2), (4096, 1)])
 def test_as_many_threads_read_for_a_gpu_as_have_a_gigabyte_ready_at_most(batch, readers):
     frames = SimpleNamespace(read=lambda index, role: {"fields": torch.empty(len(index), 1 << 20)})  # 4 MB a frame
-    assert caching._pace(frames, ["state"], batch, gpu=True) == (batch, readers)
+    assert caching._readers(frames, ["state"], batch) == readers
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")

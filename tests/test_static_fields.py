@@ -51,7 +51,8 @@ def forced(tmp_path) -> GridFrames:
 
 
 def test_the_cache_holds_the_static_fields_of_the_view_patch_by_patch(forced, tmp_path):
-    knobs = Autoencoder(latent_len=16, latent_dim=2, width=8, depth=1, steps=1, batch=1, learning_rate=1e-3, seed=0)
+    size = {"latent_len": 16, "latent_dim": 2, "width": 8, "depth": 1, "encoder_depth": 0}
+    knobs = Autoencoder(**size, steps=1, batch=1, learning_rate=1e-3, seed=0)
     autoencoder = build_autoencoder(autoencoder_config("forced", forced, knobs) | {"steps": 1})
     latents = Latents(dtype="float16", batch=4, shard_mb=1)
     cache_split(autoencoder, forced, tmp_path / "forced_cache", latents, device=CPU)

@@ -216,8 +216,11 @@ class Autoencoder(Optimiser):
 
     latent_len: Positive = Field(description="Tokens of a frame; a square number in 2D and on meshes")
     latent_dim: Positive = Field(description="Numbers of a token")
-    width: Positive = Field(description="Channels of the network")
-    depth: Positive = Field(description="Blocks of the network")
+    width: Positive = Field(description="Channels of the networks")
+    depth: Positive = Field(description="Blocks of the decoder's network")
+    encoder_depth: Annotated[int, Field(ge=0)] = Field(
+        description="Blocks of the encoder's network; 0: one linear convolution"
+    )
 
 
 class Latents(Knobs):
@@ -226,7 +229,7 @@ class Latents(Knobs):
     dtype: Literal["float16", "bfloat16", "float32"] = Field(
         description="Number format of the cache; float32 doubles it"
     )
-    batch: Positive = Field(description="Frames encoded at once, on a CPU by each core (there 1024 and 4 MB at most)")
+    batch: Positive = Field(description="Frames encoded at once, on a CPU by each core (there 8 MB at most)")
     shard_mb: Positive = Field(description="Megabytes of a shard at most")
 
 

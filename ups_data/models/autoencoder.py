@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ups_data.errors import UpsDataError
 from ups_data.models import splines
 from ups_data.models.checkpoint import load_model, load_weights, save_model, weights_id
+from ups_data.models.folding import NO_UNITS, Units
 from ups_data.models.grid_autoencoder import GridDecoder, GridEncoder, start_linear
 from ups_data.params import View
 
@@ -35,10 +36,10 @@ class Autoencoder(nn.Module):
     """Built by `build_autoencoder` from a JSON-able config:
 
     task, kind, view, data (key of the training data); roles {role: [channel]}; normaliser {channel: {mean, std}}, and
-    {log: {mean, std, floor}} where the logarithm is encoded; latent_len, latent_dim, width, depth; token_grid and
-    resolution (points or splines an axis); periodic an axis; box [[low, high]] an axis (points alone); spacing {axis:
-    distance of the view's points} (grids alone, not in checkpoints of before it was kept); steps (how long it was
-    trained).
+    {log: {mean, std, floor}} where the logarithm is encoded; latent_len, latent_dim, width, depth (of the
+    decoder), encoder_depth (without it: depth); token_grid and resolution (points or splines an axis); periodic an
+    axis; box [[low, high]] an axis (points alone); spacing {axis: distance of the view's points} (grids alone, not in
+    checkpoints of before it was kept); steps (how long it was trained).
     """
 
     def __init__(self, config: dict):
@@ -72,8 +73,18 @@ class Autoencoder(nn.Module):
 
     def encode(self, frame: Frame, role: str) -> Tensor:
         """Latents [B, L, D] of a frame with the role's channels, each of about zero mean and unit variance."""
-        latents = self.encoders[role](self.prepare(frame, role)["grid"])
+        encoder = self.encoders[role]
+        if encoder.folded is not None:  # the units are in its kernels
+            return encoder(frame["fields"] if self._as_they_are(role) else self.prepare(frame, role)["grid"])
+        latents = encoder(self.prepare(frame, role)["grid"])
         return (latents - self.get_buffer(f"{role}_latent_mean")) / self.get_buffer(f"{role}_latent_std")
+
+    def _as_they_are(self, role: str) -> bool:
+        """Whether the fields of a role lose their units before they are encoded, and nothing else happens to them."""
+        return not self.points and not self.logarithms[role]
+
+    def _units(self, of: str) -> Units:
+        return self.get_buffer(f"{of}_mean"), self.get_buffer(f"{of}_std")
 
     def decode(self, latents: Tensor, frame: Frame | None, role: str) -> Tensor:
         """Fields in physical units: [B, X.., C] on a grid (frame None), [B, N, C] at a frame's coords."""
@@ -141,8 +152,10 @@ class Autoencoder(nn.Module):
         took four times as long (27.7 in place of 6.8 ms on an H200).
         """
         if next(self.parameters()).device.type == "cpu":
-            for network in (*self.encoders.values(), *self.decoders.values()):
-                network.fold()
+            for role, encoder in self.encoders.items():
+                given = self._units(role) if self._as_they_are(role) else NO_UNITS
+                encoder.fold(given, self._units(f"{role}_latent"))
+                self.decoders[role].fold()
         return self.eval().requires_grad_(False)
 
     def constituents(self) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A trained token network for use: every linear layer between two nonlinearities multiplied out.
+"""A trained token network for use: every linear layer between two nonlinearities multiplied out, units included.
 
 The stream h of a residual network is a sum of matrices times its input x and its nonlinearities g: h1 = W0 x + Wc1 g1.
 What reads it, a convolution or the last layer, can take x and g instead, through a product of both matrices, or h
@@ -22,6 +22,8 @@ from ups_data.models.padding import pad_grid
 CONVOLVE = {1: F.conv2d, 2: F.conv2d, 3: F.conv3d}
 LAYOUT = {1: torch.channels_last, 2: torch.channels_last, 3: torch.contiguous_format}
 Kernels = dict[int, Tensor]  # of a value (0: the input, n: what step n - 1 makes): [outputs, channels, taps..]
+Units = tuple[Tensor, Tensor]  # mean and spread, one each or one a channel: (x - mean) / spread has none
+NO_UNITS: Units = torch.zeros(()), torch.ones(())
 
 
 class Step(nn.Module):
@@ -53,27 +55,44 @@ class Folded(nn.Module):
     """[B, C, X..] -> [B, C', X..], as linear(x) + network(x) of a TokenNetwork whose weights stay as they are.
 
     The first `ahead` convolutions, and the last layer if `last`, take the input and the nonlinearities in place of the
-    stream.
+    stream. Without a network it is the one convolution, in the layout that is fast. The network it stands for takes its
+    input without the units `given`, and its output loses the units `made`.
     """
 
     def __init__(
-        self, linear: nn.Module, network: nn.Sequential, periodic: Sequence[bool], ahead: int = 0, last: bool = False
+        self,
+        linear: nn.Module,
+        network: nn.Sequential | None,
+        periodic: Sequence[bool],
+        given: Units,
+        made: Units,
+        ahead: int = 0,
+        last: bool = False,
     ):
         super().__init__()
         self.periodic = (None, *periodic) if len(periodic) == 1 else tuple(periodic)
         self.steps = nn.ModuleList()
+        kernel, bias = _without(given, *_weights(linear))
+        kernels: Kernels = {}
+        if network is not None:
+            kernels, more = self._through(network, given, ahead, last)
+            bias = bias + more
+        if last:  # two kernels of the input are one
+            kernel = kernel + F.pad(kernels[0], [1] * 2 * len(periodic))
+        mean, spread = (number.double() for number in made)
+        kernels = {value: _over(spread, part, axis=0) for value, part in (kernels | {0: kernel}).items()}
+        self.steps.append(Step(kernels, (bias - mean) / spread))
+        self.padded = {value for step in self.steps for value in step.wide}
+
+    def _through(self, network: nn.Sequential, given: Units, ahead: int, last: bool) -> tuple[Kernels, Tensor]:
+        """Append the steps of a network but its last layer, which is returned."""
         first, *blocks, out = network
-        stream = Stream(self.steps, *_weights(first))
+        stream = Stream(self.steps, *_without(given, *_weights(first)))
         for number, block in enumerate(blocks):
             kernels, bias = stream.read(*_weights(block.neighbours.kernel), folded=number < ahead)
             self.steps.append(Step(kernels, bias, gelu=True))
             stream.add(len(self.steps), *_weights(block.channels))
-        kernels, bias = stream.read(*_weights(out), folded=last)
-        kernel, own = _weights(linear)
-        if last:  # two kernels of the input are one
-            kernel = kernel + F.pad(kernels[0], [1] * 2 * len(periodic))
-        self.steps.append(Step(kernels | {0: kernel}, bias + own))
-        self.padded = {value for step in self.steps for value in step.wide}
+        return stream.read(*_weights(out), folded=last)
 
     @property
     def multiply_adds(self) -> int:
@@ -89,10 +108,13 @@ class Folded(nn.Module):
         return values[-1].squeeze(2) if line else values[-1]
 
 
-def fold(linear: nn.Module, network: nn.Sequential, periodic: Sequence[bool]) -> Folded:
+def fold(
+    linear: nn.Module, network: nn.Sequential | None, periodic: Sequence[bool], given: Units, made: Units
+) -> Folded:
     """The form with the fewest multiply-adds; the network as it is, layer by layer, is among them."""
-    ways = itertools.product(range(len(network) - 1), (False, True))
-    return min((Folded(linear, network, periodic, *way) for way in ways), key=lambda folded: folded.multiply_adds)
+    ways = [(0, False)] if network is None else itertools.product(range(len(network) - 1), (False, True))
+    forms = (Folded(linear, network, periodic, given, made, *way) for way in ways)
+    return min(forms, key=lambda folded: folded.multiply_adds)
 
 
 class Stream:
@@ -122,6 +144,21 @@ class Stream:
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Kernel [outputs, channels, taps..] and bias [outputs] of a convolution, in float64 until all is multiplied."""
     return layer.weight.detach().double(), layer.bias.detach().double()
+
+
+def _without(units: Units, kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Kernel and bias that give of numbers with units what these give of numbers without.
+
+    What a large mean costs in digits, float32 fields had lost before.
+    """
+    mean, spread = (number.double() for number in units)
+    kernel = _over(spread, kernel, axis=1)
+    return kernel, bias - (kernel.flatten(2).sum(2) * mean).sum(1)
+
+
+def _over(spread: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """The kernel divided by one number for each of its outputs (axis 0) or channels (axis 1)."""
+    return (kernel.transpose(axis, -1) / spread).transpose(axis, -1)
 
 
 def _after(kernel: Tensor, matrix: Tensor) -> Tensor:

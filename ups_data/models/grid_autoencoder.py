@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ups_data.errors import UpsDataError
-from ups_data.models.folding import Folded, fold
+from ups_data.models.folding import NO_UNITS, Folded, Units, fold
 from ups_data.models.padding import pad_grid
 
 CONVOLUTION = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -102,26 +102,30 @@ class Block(nn.Module):
 
 
 class TokenNetwork(nn.Module):
-    """A linear convolution and, beside it, a residual network over the token grid."""
+    """A linear convolution and, beside it, a residual network of `depth` blocks over the token grid, none if 0."""
 
-    def __init__(self, inputs: int, outputs: int, config: dict):
+    def __init__(self, inputs: int, outputs: int, config: dict, depth: int):
         super().__init__()
         periodic, width = config["periodic"], config["width"]
         pointwise = CONVOLUTION[len(periodic)]
         self.linear = Convolution(inputs, outputs, periodic)
-        self.network = nn.Sequential(
-            pointwise(inputs, width, 1),
-            *(Block(width, periodic) for _ in range(config["depth"])),
-            pointwise(width, outputs, 1),
-        )
+        self.network: nn.Sequential | None = None
+        if depth:
+            blocks = [Block(width, periodic) for _ in range(depth)]
+            self.network = nn.Sequential(pointwise(inputs, width, 1), *blocks, pointwise(width, outputs, 1))
         self.folded: Folded | None = None
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.linear(grid) + self.network(grid) if self.folded is None else self.folded(grid)
+        if self.folded is not None:
+            return self.folded(grid)
+        return self.linear(grid) if self.network is None else self.linear(grid) + self.network(grid)
 
-    def fold(self) -> None:
-        """Compute the same in fewer operations from now on; the weights must not change any more."""
-        self.folded = fold(self.linear.kernel, self.network, self.linear.periodic)
+    def fold(self, given: Units = NO_UNITS, made: Units = NO_UNITS) -> None:
+        """Compute the same in fewer operations from now on; the weights must not change any more.
+
+        From now on it takes its input with the units `given`, and its output has lost those of `made`.
+        """
+        self.folded = fold(self.linear.kernel, self.network, self.linear.periodic, given, made)
 
     @torch.no_grad()
     def start(self, matrix: Tensor) -> None:
@@ -129,8 +133,9 @@ class TokenNetwork(nn.Module):
         nn.init.zeros_(self.linear.kernel.weight)
         nn.init.zeros_(self.linear.kernel.bias)
         self.linear.kernel.weight[(slice(None), slice(None), *[1] * len(self.linear.periodic))] = matrix
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
+        if self.network is not None:
+            nn.init.zeros_(self.network[-1].weight)
+            nn.init.zeros_(self.network[-1].bias)
 
 
 class GridEncoder(TokenNetwork):
@@ -138,11 +143,16 @@ class GridEncoder(TokenNetwork):
 
     def __init__(self, config: dict, channels: int):
         patch = channels * math.prod(config["resolution"]) // math.prod(config["token_grid"])
-        super().__init__(patch, config["latent_dim"], config)
+        super().__init__(patch, config["latent_dim"], config, config.get("encoder_depth", config["depth"]))
         self.tokens = config["token_grid"]
 
     def forward(self, grid: Tensor) -> Tensor:
         return super().forward(to_patches(grid, self.tokens)).flatten(2).transpose(1, 2)
+
+    def fold(self, given: Units = NO_UNITS, made: Units = NO_UNITS) -> None:
+        """As of every network; `given` is of channels."""
+        points = self.linear.kernel.in_channels // max(1, given[0].numel())
+        super().fold(tuple(number.repeat(points) for number in given), made)
 
 
 class GridDecoder(TokenNetwork):
@@ -150,7 +160,7 @@ class GridDecoder(TokenNetwork):
 
     def __init__(self, config: dict, channels: int):
         patch = channels * math.prod(config["resolution"]) // math.prod(config["token_grid"])
-        super().__init__(config["latent_dim"], patch, config)
+        super().__init__(config["latent_dim"], patch, config, config["depth"])
         self.tokens, self.resolution = config["token_grid"], config["resolution"]
 
     def forward(self, latents: Tensor) -> Tensor:

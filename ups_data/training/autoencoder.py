@@ -51,6 +51,7 @@ def autoencoder_config(task: str, frames: Frames, knobs: Knobs) -> dict:
         "latent_dim": knobs.latent_dim,
         "width": knobs.width,
         "depth": knobs.depth,
+        "encoder_depth": knobs.encoder_depth,
         "view": frames.view.model_dump(),
         "data": manifest["key"],
         "steps": 0,

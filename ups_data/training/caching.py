@@ -34,8 +34,9 @@ from ups_data.training import ranks
 from ups_data.training.frames import Frames, frame_errors, spread
 
 JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
-# What a core encodes at once, at most: fewer frames take longer each, more or larger ones much memory on many cores.
-AT_ONCE, BYTES_AT_ONCE = 1024, 4 << 20
+# What a core encodes at once, at most, and the bytes of its fields or widest layer: with less, many cores wait for each
+# other between two operations; with more, they outgrow their caches.
+AT_ONCE, BYTES_AT_ONCE = 4096, 8 << 20
 READERS, READ_AHEAD = 4, 1 << 30  # threads that read for a GPU, and bytes that they have ready, at most
 Block = tuple[np.ndarray, np.ndarray]  # numbers of frames, and which of these are judged
 Task = tuple[dict[str, Frame], np.ndarray]  # the frames by role, and which of them are judged
@@ -80,7 +81,7 @@ def cache_split(
     config = autoencoder.config
     refuse_untrained(config, label)
     gpu, roles = device.type == "cuda", list(autoencoder.roles)
-    size, readers = _pace(frames, roles, knobs.batch, gpu)
+    size = knobs.batch if gpu else _block(autoencoder, frames, knobs.batch)
     pin = gpu and pin_memory is not False
     blocks = np.array_split(np.arange(len(frames)), math.ceil(len(frames) / size))
     judged = _judged(len(frames), blocks)
@@ -88,7 +89,8 @@ def cache_split(
     read = partial(_read, frames, roles, pin)
     encode = partial(_encode, autoencoder, dtype=DTYPES[knobs.dtype], device=device)
     if gpu:
-        encoded = _on_gpu(read, encode, mine, readers if workers is None else workers, device, pin)
+        readers = _readers(frames, roles, size) if workers is None else workers
+        encoded = _on_gpu(read, encode, mine, readers, device, pin)
     else:
         encoded = _on_cores(read, encode, mine)
     seen: list[Encoded] = []  # of every block all but its latents, looked at in the end
@@ -130,12 +132,21 @@ def cache_split(
         )
 
 
-def _pace(frames: Frames, roles: list[str], batch: int, gpu: bool) -> tuple[int, int]:
-    """Frames of a block, and threads that read ahead for a GPU."""
-    one = sum(tensor.nbytes for role in roles for tensor in frames.read(np.arange(1), role).values())
-    if gpu:
-        return batch, max(1, min(READERS, READ_AHEAD // (batch * one)))
-    return max(1, min(batch, AT_ONCE, BYTES_AT_ONCE // one)), 0
+def _block(autoencoder: Autoencoder, frames: Frames, batch: int) -> int:
+    """Frames that a core encodes at once."""
+    config, widest = autoencoder.config, _frame_bytes(frames, list(autoencoder.roles))
+    if any(encoder.network is not None for encoder in autoencoder.encoders.values()):
+        widest = max(widest, 4 * math.prod(config["token_grid"]) * config["width"])
+    return max(1, min(batch, AT_ONCE, BYTES_AT_ONCE // widest))
+
+
+def _readers(frames: Frames, roles: list[str], batch: int) -> int:
+    """Threads that read ahead for a GPU."""
+    return max(1, min(READERS, READ_AHEAD // (batch * _frame_bytes(frames, roles))))
+
+
+def _frame_bytes(frames: Frames, roles: list[str]) -> int:
+    return sum(tensor.nbytes for role in roles for tensor in frames.read(np.arange(1), role).values())
 
 
 class Encoded(NamedTuple):
