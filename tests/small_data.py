@@ -28,7 +28,8 @@ CPU = torch.device("cpu")
 def knobs(kind: str, **changes: object) -> Autoencoder:
     """A small autoencoder, trained shortly."""
     shape = {"grid": (8, 4), "mesh": (16, 8), "particles": (16, 6)}[kind]
-    plain = {"latent_len": shape[0], "latent_dim": shape[1], "width": 16, "depth": 1, "encoder_depth": 0}
+    plain = {"latent_len": shape[0], "latent_dim": shape[1], "width": 16, "depth": 1}
+    plain |= {"encoder_depth": int(kind == "particles")}
     training = {"steps": 40, "batch": 16, "learning_rate": 2e-3, "seed": 0}
     return Autoencoder(**plain | training | changes)
 

@@ -16,9 +16,10 @@ from ups_data.params import View
 from ups_data.stores import latents
 from ups_data.stores.latents import LatentCache, cache_is_current, open_cache
 from ups_data.training import caching
+from ups_data.training.autoencoder import autoencoder_config
 from ups_data.training.caching import cache_split, constituents
 
-from .small_data import CPU, LATENTS, TASKS, WRITERS, frames_of, trained
+from .small_data import CPU, LATENTS, TASKS, WRITERS, frames_of, knobs, trained
 
 KINDS = tuple(TASKS)
 
@@ -179,6 +180,16 @@ def test_large_frames_are_encoded_a_few_at_a_time(caches, data, models, tmp_path
     write(tmp_path, data, models)
     assert max(sizes) == 3 and sum(sizes) == len(frames)
     assert torch.equal(LatentCache(folder(tmp_path)).load("state"), LatentCache(folder(caches)).load("state"))
+
+
+def test_a_core_encodes_as_much_at_once_as_its_caches_hold(data):
+    frames, batch = frames_of(data, "grid"), 10**9
+    one = frames.read(np.arange(1), "state")["fields"].nbytes
+    for depth, widest in ((0, one), (1, 4 * 8 * 100)):  # eight tokens of a hundred numbers are more than the fields
+        size = knobs("grid", width=100, encoder_depth=depth)
+        model = build_autoencoder(autoencoder_config("t", frames, size) | {"steps": 1})
+        assert caching._block(model, frames, batch) == caching.BYTES_AT_ONCE // widest
+    assert caching._block(model, frames, 7) == 7
 
 
 @pytest.mark.parametrize("rows", [1, 3, 100])

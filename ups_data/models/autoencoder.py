@@ -27,6 +27,7 @@ from ups_data.models.grid_autoencoder import GridDecoder, GridEncoder, start_lin
 from ups_data.params import View
 
 FORMAT, VERSION = "ups-data/autoencoder", 1
+LARGE_MEAN = 10  # spreads: taken off by a kernel, it puts latents off by 4e-6 of their spread; float16 by 2e-4
 BOUNDARY = "boundary"  # encoded beside the fields of a mesh: from it a model of the latents knows the domain
 TINY = 1e-30  # keeps the logarithm of the channels whose logarithm is not wanted finite
 Frame = dict[str, Tensor]
@@ -48,6 +49,7 @@ class Autoencoder(nn.Module):
         self.roles: dict[str, list[str]] = config["roles"]
         self.points = config["kind"] != "grid"
         self.logarithms: dict[str, bool] = {}  # role -> whether the logarithm of a channel is encoded
+        self.raw: dict[str, bool] = {}  # role -> whether a frozen encoder takes the fields with their units
         self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for role in self.roles:
             names = self._encoded(role)
@@ -57,6 +59,8 @@ class Autoencoder(nn.Module):
             self._constant(f"{role}_mean", [fact["mean"] for fact in network])
             self._constant(f"{role}_std", [fact["std"] for fact in network])
             self.logarithms[role] = any("log" in fact for fact in facts)
+            small = all(abs(fact["mean"]) <= LARGE_MEAN * fact["std"] for fact in network)
+            self.raw[role] = small and not self.points and not self.logarithms[role]
             self._constant(f"{role}_floor", [fact["log"]["floor"] if "log" in fact else 0.0 for fact in facts])
             self._constant(f"{role}_mean_square", [fact["mean"] ** 2 + fact["std"] ** 2 for fact in facts])
             self.register_buffer(f"{role}_latent_mean", torch.zeros(config["latent_dim"]))
@@ -74,14 +78,10 @@ class Autoencoder(nn.Module):
     def encode(self, frame: Frame, role: str) -> Tensor:
         """Latents [B, L, D] of a frame with the role's channels, each of about zero mean and unit variance."""
         encoder = self.encoders[role]
-        if encoder.folded is not None:  # the units are in its kernels
-            return encoder(frame["fields"] if self._as_they_are(role) else self.prepare(frame, role)["grid"])
+        if encoder.folded is not None:  # units are in its kernels
+            return encoder(frame["fields"] if self.raw[role] else self.prepare(frame, role)["grid"])
         latents = encoder(self.prepare(frame, role)["grid"])
         return (latents - self.get_buffer(f"{role}_latent_mean")) / self.get_buffer(f"{role}_latent_std")
-
-    def _as_they_are(self, role: str) -> bool:
-        """Whether the fields of a role lose their units before they are encoded, and nothing else happens to them."""
-        return not self.points and not self.logarithms[role]
 
     def _units(self, of: str) -> Units:
         return self.get_buffer(f"{of}_mean"), self.get_buffer(f"{of}_std")
@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
         return {"grid": grid, "truth": fields, "coords": frame["coords"], "mask": frame["mask"]}
 
     def reconstruct(self, prepared: Frame, role: str) -> Tensor:
-        """Encode and decode a prepared frame: normalised, channels as in its truth."""
+        """Encode and decode a prepared frame: normalised, channels as in its truth. In training, not once frozen."""
         return self._at_points(self.decoders[role](self.encoders[role](prepared["grid"])), prepared)
 
     def _at_points(self, grid: Tensor, frame: Frame | None) -> Tensor:
@@ -139,7 +139,8 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def standardise(self, role: str, grids: Tensor) -> None:
-        """Set mean and spread of the latents to those of prepared `grids` [n, X.., C]: after training."""
+        """Set mean and spread of the latents to those of prepared `grids` [n, X.., C]: after training, not once frozen.
+        """
         blocks = [self.encoders[role](block).flatten(0, 1).double() for block in grids.split(256)]
         latents = torch.cat(blocks)
         self.get_buffer(f"{role}_latent_mean").copy_(latents.mean(dim=0))
@@ -153,7 +154,7 @@ class Autoencoder(nn.Module):
         """
         if next(self.parameters()).device.type == "cpu":
             for role, encoder in self.encoders.items():
-                given = self._units(role) if self._as_they_are(role) else NO_UNITS
+                given = self._units(role) if self.raw[role] else NO_UNITS
                 encoder.fold(given, self._units(f"{role}_latent"))
                 self.decoders[role].fold()
         return self.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A trained token network for use: every linear layer between two nonlinearities multiplied out, units included.
+"""A trained token network for use: every linear layer between two nonlinearities multiplied out, an encoder's units included.
 
 The stream h of a residual network is a sum of matrices times its input x and its nonlinearities g: h1 = W0 x + Wc1 g1.
 What reads it, a convolution or the last layer, can take x and g instead, through a product of both matrices, or h
@@ -147,10 +147,7 @@ def _weights(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _without(units: Units, kernel: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Kernel and bias that give of numbers with units what these give of numbers without.
-
-    What a large mean costs in digits, float32 fields had lost before.
-    """
+    """Kernel and bias that give of numbers with units what these give of numbers without."""
     mean, spread = (number.double() for number in units)
     kernel = _over(spread, kernel, axis=1)
     return kernel, bias - (kernel.flatten(2).sum(2) * mean).sum(1)

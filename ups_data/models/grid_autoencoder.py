@@ -151,7 +151,7 @@ class GridEncoder(TokenNetwork):
 
     def fold(self, given: Units = NO_UNITS, made: Units = NO_UNITS) -> None:
         """As of every network; `given` is of channels."""
-        points = self.linear.kernel.in_channels // max(1, given[0].numel())
+        points = self.linear.kernel.in_channels // given[0].numel()
         super().fold(tuple(number.repeat(points) for number in given), made)
 
 

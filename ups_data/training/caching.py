@@ -34,9 +34,9 @@ from ups_data.training import ranks
 from ups_data.training.frames import Frames, frame_errors, spread
 
 JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
-# What a core encodes at once, at most, and the bytes of its fields or widest layer: with less, many cores wait for each
-# other between two operations; with more, they outgrow their caches.
-AT_ONCE, BYTES_AT_ONCE = 4096, 8 << 20
+# Of fields, or of the widest layer, that a core encodes at once, at most: with less, many cores wait for each other
+# between two operations; with more, they outgrow their caches.
+BYTES_AT_ONCE = 8 << 20
 READERS, READ_AHEAD = 4, 1 << 30  # threads that read for a GPU, and bytes that they have ready, at most
 Block = tuple[np.ndarray, np.ndarray]  # numbers of frames, and which of these are judged
 Task = tuple[dict[str, Frame], np.ndarray]  # the frames by role, and which of them are judged
@@ -137,7 +137,7 @@ def _block(autoencoder: Autoencoder, frames: Frames, batch: int) -> int:
     config, widest = autoencoder.config, _frame_bytes(frames, list(autoencoder.roles))
     if any(encoder.network is not None for encoder in autoencoder.encoders.values()):
         widest = max(widest, 4 * math.prod(config["token_grid"]) * config["width"])
-    return max(1, min(batch, AT_ONCE, BYTES_AT_ONCE // widest))
+    return max(1, min(batch, BYTES_AT_ONCE // widest))
 
 
 def _readers(frames: Frames, roles: list[str], batch: int) -> int:
