@@ -22,13 +22,14 @@ from torch import Tensor, nn
 
 from bench.full_size import CONFIG, Test, the_dataset
 from ups_data import console
+from ups_data.choice import evenly
 from ups_data.execution import pick_device
 from ups_data.params import Optimiser
 from ups_data.stores.grid import GridReader
 from ups_data.training.augment import draw_moves, move
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import SMOOTH_ROLLOUT, relative_error
-from ups_data.training.sampling import draw, evenly
+from ups_data.training.sampling import draw
 from ups_data.training.steps import Batch, make_optimiser, set_rate, stepper
 
 TASK, DATASET = the_dataset(CONFIG, ())

@@ -16,7 +16,7 @@ from ups_data.models.checkpoint import weights_id
 from ups_data.models.grid_autoencoder import from_patches, to_patches, token_shape
 from ups_data.params import View
 from ups_data.training.autoencoder import round_trip
-from ups_data.training.frames import frame_errors, spread
+from ups_data.training.frames import frame_errors
 
 from .small_data import CPU, TASKS, VIEWS, WRITERS, frames_of, knobs, trained
 
@@ -313,11 +313,6 @@ def test_a_view_takes_every_nth_point_and_frame(data):
         for row, number in enumerate(index):
             alone = frames.read(np.array([number]), next(iter(frames.roles)))
             assert all(torch.equal(together[name][row], alone[name][0]) for name in alone)
-
-
-def test_evenly_spread_frames_are_all_of_them_or_as_many_as_asked():
-    assert spread(5, 10).tolist() == [0, 1, 2, 3, 4]
-    assert spread(100, 4).tolist() == [0, 33, 66, 99]
 
 
 def test_the_error_of_a_frame_is_that_of_its_real_points_relative_to_their_size():

@@ -26,7 +26,7 @@ from ups_data import archive
 from ups_data.errors import UpsDataError
 from ups_data.inspection import inspect
 from ups_data.inspection.draw import sketch, sparkline
-from ups_data.inspection.look import BUDGET, Range, evenly, runs
+from ups_data.inspection.look import BUDGET, Range, runs
 from ups_data.models.checkpoint import save_model
 from ups_data.sources.npz import write_npz
 
@@ -318,7 +318,6 @@ def test_large_files_are_sampled_and_the_first_and_last_frames_are_among_it():
     every, _ = runs(40, 201, 1 << 20, full=True)
     assert sum(stop - start for _, start, stop in every) == 40 * 201
     assert max(stop - start for _, start, stop in every) == 16  # of 1 MiB: memory stays bounded
-    assert evenly(5, 3) == [0, 2, 4] and evenly(1, 3) == [0]
 
 
 def test_ranges_of_nothing_finite_are_nan():

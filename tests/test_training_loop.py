@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.execution import pick_device
 from ups_data.manifest import content_key
@@ -14,7 +15,6 @@ from ups_data.models.checkpoint import load_model, save_model, weights_id
 from ups_data.params import Optimiser
 from ups_data.training import loop, muon
 from ups_data.training.publish import publish, state_folder
-from ups_data.training.sampling import evenly
 from ups_data.training.steps import Matrices, make_optimiser, plain_step, set_rate
 
 KNOBS = Optimiser(steps=40, batch=8, learning_rate=1e-2, seed=3)
@@ -321,3 +321,4 @@ def test_what_is_chosen_evenly_reaches_from_the_first_to_the_last(count):
         chosen = evenly(total, count)
         assert len(chosen) == len(set(chosen)) == count
         assert chosen[0] == 0 and (chosen[-1] == total - 1 or count == 1)
+    assert evenly(count, 100) == list(range(count)) and evenly(count, 0) == []

@@ -264,6 +264,11 @@ def require_space(folder: str | Path, size: int, what: str) -> None:
         )
 
 
+def rate(size: float, started: float) -> str:
+    """Bytes a second since `started`, by time.monotonic(), in such a unit: 75.8 MB/s."""
+    return f"{amount(size / max(time.monotonic() - started, 1e-6))}/s"
+
+
 def amount(size: float) -> str:
     """Bytes in the unit that a person would use: 75.8 MB."""
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):

@@ -58,7 +58,8 @@ def hydrate(
         missing = [item for item in items if not _is_there(places.root, item)]
         if not missing:
             _tell_dvc(items, {}, places)
-            return f"{name}: already in {places.root}, {_rate(sum(item.size for item in items), started)} verified"
+            size = sum(item.size for item in items)
+            return f"{name}: already in {places.root}, {_at(size, started)} verified"
         for item in missing:
             if (places.root / item.path).exists():
                 console.say(f"{places.root / item.path} differs from the published one and is replaced")
@@ -74,7 +75,7 @@ def hydrate(
                 advance=bar.advance,
                 accept=lambda members: _agree(members, missing, packed),
             )
-        done = _rate(size, started)
+        done = _at(size, started)
         if left := list(_left_behind(entry, missing, places.root)):
             console.say(
                 f"{', '.join(left)} in {places.root}: of another version than {entry.manifest.path}, which was "
@@ -97,8 +98,8 @@ def _left_behind(entry: registry.Entry, restored: Sequence[registry.Item], root:
                 yield item.path
 
 
-def _rate(size: int, started: float) -> str:
-    return f"{files.amount(size)} at {size / 1e6 / max(time.monotonic() - started, 1e-6):.0f} MB/s"
+def _at(size: int, started: float) -> str:
+    return f"{files.amount(size)} at {files.rate(size, started)}"
 
 
 def _agree(members: Sequence[archive.Member], items: Sequence[registry.Item], packed: Path) -> None:
@@ -242,7 +243,7 @@ def find_archive(
                 f"what DVC fetched as {packed.file} is not the archive of the registry (SHA-256 {packed.sha256}): the "
                 "remote's copy is damaged, or dvc.lock and the registry disagree; push it again from where it was made"
             )
-    console.say(f"fetched {_rate(packed.size, started)}")
+    console.say(f"fetched {_at(packed.size, started)}")
     return fetched
 
 

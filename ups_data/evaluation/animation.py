@@ -15,12 +15,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ups_data.choice import evenly
 from ups_data.evaluation.forecast import Forecast, Forecasts
 from ups_data.evaluation.metrics import fold, nrmse
 from ups_data.evaluation.pictures import ERROR, FIELD, plane
 from ups_data.files import atomic
 from ups_data.parameters import in_words
-from ups_data.training.sampling import evenly
 
 FRAMES = 16  # drawn at most: of the 31 predicted steps of the sample every second one
 STRIP = 18  # pixels above each trajectory for the captions

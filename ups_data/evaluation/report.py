@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ups_data import console, files
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.evaluation import leaderboard, metrics
 from ups_data.evaluation.forecast import Forecast, Forecasts, tell_time_step
@@ -23,7 +24,6 @@ from ups_data.models.operator import check_conditioning
 from ups_data.parameters import values_of
 from ups_data.params import Dataset
 from ups_data.staging import staging
-from ups_data.training.sampling import evenly
 
 STEP_COLUMNS = ("operator", "baseline", "persistence", "mean", "roundtrip")
 STATIC_PICTURES = 10  # samples of a static problem in its animation, which has no time to move in

@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 from ups_data import files
 from ups_data.audit import Audit, audit
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.gallery import charts, players
 from ups_data.gallery.looks import look, open_split
@@ -116,8 +117,7 @@ def _edges(low: float, high: float) -> np.ndarray:
 def _samples(reader: object, kind: str) -> Iterator[list[np.ndarray]]:
     """The values of each channel, static ones last, of evenly chosen samples: one sample at a time."""
     size = np.prod(reader.shape[1:-1]) if kind == "grid" else int(reader.sample_offsets[-1]) / len(reader)
-    wanted = max(1, int(min(len(reader), SAMPLES, VALUES / size)))
-    for sample in np.unique(np.linspace(0, len(reader) - 1, wanted).astype(int)).tolist():
+    for sample in evenly(len(reader), max(1, int(min(SAMPLES, VALUES / size)))):
         if kind == "particles":
             fields = np.concatenate([reader.trajectory(name, sample) for name in ("positions", "velocities")], axis=-1)
             yield list(np.moveaxis(fields, -1, 0))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ups_data.choice import evenly
 from ups_data.files import atomic
 from ups_data.inspection.look import Panel
 
@@ -80,10 +81,7 @@ def _mark(value: float, low: float, high: float, marks: str) -> str:
 def _cells(panel: Panel, columns: int, rows: int) -> np.ndarray:
     """The panel as [rows, columns] means."""
     if panel.points is None:
-        picked = [
-            np.linspace(0, n - 1, min(n, m)).round().astype(int)
-            for n, m in zip(panel.values.shape, (rows, columns), strict=True)
-        ]
+        picked = [evenly(n, m) for n, m in zip(panel.values.shape, (rows, columns), strict=True)]
         return panel.values[np.ix_(*picked)]
     x, y = panel.points[:, 0], panel.points[:, 1]
     bounds = [[y.min(), y.max()], [x.min(), x.max()]]

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from ups_data.catalogue import all_entries, read_catalogue, twins
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.files import amount
 from ups_data.inspection.look import (
@@ -17,7 +18,6 @@ from ups_data.inspection.look import (
     Look,
     Panel,
     axis_fact,
-    evenly,
     measure,
     parameter_fact,
     repeated,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ups_data import console
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.parameters import lacking, values_of
 
@@ -93,11 +94,6 @@ class Range:
     def std(self) -> float:
         """Population standard deviation, good to about eight digits of the mean; NaN where squares are too large."""
         return max(self.squares / self.count - self.mean * self.mean, 0.0) ** 0.5 if self.count else np.nan
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` indices, evenly spaced, the first and the last among them."""
-    return sorted({round(i) for i in np.linspace(0, count - 1, max(1, min(count, wanted)))})
 
 
 def runs(samples: int, frames: int, frame_bytes: int, full: bool) -> tuple[list[tuple[int, int, int]], str]:

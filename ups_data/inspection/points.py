@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.files import amount
 from ups_data.inspection.grids import ROUNDED, split_facts, split_problems
-from ups_data.inspection.look import Look, Panel, axis_fact, evenly, measure, parameter_fact, repeated
+from ups_data.inspection.look import Look, Panel, axis_fact, measure, parameter_fact, repeated
 from ups_data.sources.npz import NpzFile
 from ups_data.sources.raw import left_out
 from ups_data.stores import mesh, particles

@@ -48,7 +48,7 @@ def fetch_archive(entry: registry.Entry, folder: Path) -> Path:
         found = temporary / "data" / packed.file
         _check(found, packed, copy.artifact)
         files.publish(found, folder / packed.file)
-    console.say(f"fetched at {packed.size / 1e6 / max(time.monotonic() - started, 1e-6):.0f} MB/s")
+    console.say(f"fetched at {files.rate(packed.size, started)}")
     _record_use(artifact)
     return folder / packed.file
 

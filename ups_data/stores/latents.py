@@ -184,7 +184,7 @@ def _write_shard(
     All this while the next shard comes.
     """
     for role, joined in shard.items():
-        np.concatenate([_bits(part[role].to(joined.dtype)) for part in parts], out=_bits(joined), casting="no")
+        np.concatenate([_bits(part[role].to(joined.dtype)) for part in parts], out=_bits(joined))
     parts.clear()
     _save({role: joined.unflatten(0, (-1, frames)) for role, joined in shard.items()}, path)
     with ThreadPoolExecutor(1) as flusher:  # the last shard is waited for: its checksum need not wait for the disk

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ups_data.choice import evenly
 from ups_data.models.autoencoder import BOUNDARY, FORMAT, VERSION, Autoencoder, build_autoencoder
 from ups_data.models.autoencoder import Frame as Prepared
 from ups_data.models.grid_autoencoder import spacing, token_shape
 from ups_data.params import Autoencoder as Knobs
-from ups_data.training.frames import Frames, frame_errors, spread
+from ups_data.training.frames import Frames, frame_errors
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import relative_error
 
@@ -68,7 +69,7 @@ def normaliser(frames: Frames) -> dict[str, dict]:
             facts[name] = {"mean": channel["mean"], "std": channel["std"] or 1.0}
             low, high = channel["minimum"], channel["maximum"]
             if low > 0 and high / low > WIDE_RANGE:
-                frame = frames.read(spread(len(frames), JUDGED), role)
+                frame = frames.read(np.array(evenly(len(frames), JUDGED)), role)
                 values = frame["fields"][..., column][frame.get("mask", ...)].double().log()
                 facts[name]["log"] = {"mean": values.mean().item(), "std": values.std().item(), "floor": low / 100}
     if frames.manifest["kind"] == "mesh":
@@ -81,7 +82,7 @@ def normaliser(frames: Frames) -> dict[str, dict]:
 def hold(autoencoder: Autoencoder, frames: Frames, role: str, most: int, device: torch.device) -> Prepared:
     """Evenly spread frames, prepared for training, on the device: as many as there are, `most`, or HELD bytes."""
     size = 4 * math.prod(autoencoder.config["resolution"]) * len(frames.roles[role])
-    index = spread(len(frames), max(1, min(most, HELD // size)))
+    index = np.array(evenly(len(frames), max(1, min(most, HELD // size))))
     parts = []
     for block in np.array_split(index, max(1, math.ceil(len(index) / BLOCK))):
         frame = {name: tensor.to(device) for name, tensor in frames.read(block, role).items()}
@@ -150,7 +151,7 @@ def round_trip(autoencoder: Autoencoder, frames: Frames, device: torch.device) -
     """nRMSE of every channel after encoding and decoding, over at most JUDGED frames evenly spread."""
     errors = {}
     for role, names in autoencoder.roles.items():
-        frame = {k: tensor.to(device) for k, tensor in frames.read(spread(len(frames), JUDGED), role).items()}
+        frame = {k: tensor.to(device) for k, tensor in frames.read(np.array(evenly(len(frames), JUDGED)), role).items()}
         decoded = autoencoder.decode(autoencoder.encode(frame, role), frame, role)
         found = frame_errors(decoded, frame, autoencoder.mean_square(role)).mean(dim=0)
         errors |= dict(zip(names, found.tolist(), strict=True))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.geometry import boundary_edges
 from ups_data.models.baselines import FORMAT, NETWORKS
@@ -22,7 +23,7 @@ from ups_data.stores.particles import ParticleStore
 from ups_data.training.frames import check_times, viewed_points
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import relative_error
-from ups_data.training.sampling import draw, evenly
+from ups_data.training.sampling import draw
 
 HELD = 1 << 30  # bytes of trajectories kept in memory while drawing windows from a packed store
 JUDGED = 8  # validation trajectories (of every mesh, if meshes) looked at in each check

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ups_data import console
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.execution import in_order
 from ups_data.models.autoencoder import Autoencoder, Frame, check_view, refuse_untrained
@@ -31,7 +32,7 @@ from ups_data.params import Autoencoder as Knobs
 from ups_data.params import Latents, View
 from ups_data.stores.latents import DTYPES, write_cache
 from ups_data.training import ranks
-from ups_data.training.frames import Frames, frame_errors, spread
+from ups_data.training.frames import Frames, frame_errors
 
 JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
 # Of fields, or of the widest layer, that a core encodes at once, at most: with less, many cores wait for each other
@@ -198,7 +199,7 @@ def _round_trip(
 def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
     """The frames of each block that are decoded again, counted from its first."""
     starts = [int(block[0]) for block in blocks]
-    chosen = spread(count, JUDGED)
+    chosen = np.array(evenly(count, JUDGED))
     parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
     return [part - start for part, start in zip(parts, starts, strict=True)]
 

@@ -249,11 +249,6 @@ def open_frames(folder: str | Path, task: str, split: str, kind: str, view: View
     return frames
 
 
-def spread(count: int, most: int) -> np.ndarray:
-    """At most `most` of the frame numbers 0 .. count - 1, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(np.int64))
-
-
 def frame_errors(decoded: Tensor, frame: Frame, mean_square: Tensor) -> Tensor:
     """RMSE over space divided by the target's RMS over space, float64 [B, C]: averaged it is PDEBench's nRMSE."""
     squares, size = (decoded - frame["fields"]).double().square(), frame["fields"].double().square()

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ups_data.choice import evenly
 from ups_data.errors import UpsDataError
 from ups_data.models.autoencoder import Autoencoder
 from ups_data.models.grid_autoencoder import from_patches, static_patches
@@ -25,7 +26,7 @@ from ups_data.stores.latents import DTYPES, LatentCache
 from ups_data.training.augment import check_augment, draw_moves, move
 from ups_data.training.loop import fit, step_generator
 from ups_data.training.losses import SMOOTH, SMOOTH_ROLLOUT, relative_error
-from ups_data.training.sampling import draw, evenly
+from ups_data.training.sampling import draw
 from ups_data.training.steps import Batch, Matrices, compile_parts
 
 HELD = 2 << 30  # bytes of latents kept in memory; of a larger cache windows are read. A GPU keeps half of what is free

@@ -1,4 +1,4 @@
-"""Which trajectories, from which frame: for a training batch at random, for judging evenly spread."""
+"""Which trajectories, from which frame, for a training batch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,3 @@ def draw(
         chance = torch.rand(batch, generator=generator).tolist()
         frames = [0 if c < initial else frame for c, frame in zip(chance, frames, strict=True)]
     return rows, frames
-
-
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of `count` samples, from the first to the last at even distances."""
-    wanted = min(count, wanted)
-    return [round(i * (count - 1) / max(1, wanted - 1)) for i in range(wanted)]
