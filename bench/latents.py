@@ -7,7 +7,7 @@ its networks as they are trained, as one would write such a loop, the cache with
 brought to the device and, at once, as many as the cache has written and flushed, in files as large, by as many threads.
 What each of them wrote is deleted before it begins again, which is not timed. Prints one JSON line.
 
-    python -m bench.latents --samples 512 --device cpu
+    python -m bench.latents --device cpu
     python -m bench.latents --samples 8000 --full     # a GPU, at the size of PDEBench's files
 """
 
@@ -54,7 +54,7 @@ PIECE = 32 << 20  # bytes brought to the device at once
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, measure, print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
-    parser.add_argument("--samples", type=int, default=512, help="trajectories")
+    parser.add_argument("--samples", type=int, help="trajectories (10000; full size: 1000)")
     parser.add_argument("--full", action="store_true", help="trajectories of 201 x 1024 in place of 41 x 256")
     parser.add_argument("--encoder-depth", type=int, help="blocks of the encoder's network (0; full size: 1)")
     parser.add_argument("--batch-size", type=int, help="frames encoded at once by the cache (4096; full size: 8192)")
@@ -64,16 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.set_level(console.QUIET)
     device = pick_device(args.device)
     shape, size = (FULL_SHAPE, FULL) if args.full else (SHAPE, KNOBS)
+    samples = args.samples or (1000 if args.full else 10000)
     if args.encoder_depth is not None:
         size = size.model_copy(update={"encoder_depth": args.encoder_depth})
     with tempfile.TemporaryDirectory() as folder:
-        frames = GridFrames(synthetic(Path(folder), (args.samples, *shape)), View(space_stride=1, time_stride=1))
+        frames = GridFrames(synthetic(Path(folder), (samples, *shape)), View(space_stride=1, time_stride=1))
         config = autoencoder_config("bench", frames, size) | {"steps": 1}
         as_trained = build_autoencoder(config).to(device).eval().requires_grad_(False)
         autoencoder = build_autoencoder(config).to(device).freeze()
         knobs = Latents(dtype="float16", batch=args.batch_size or (8192 if args.full else 4096), shard_mb=64)
         noise = os.urandom(knobs.shard_mb << 20)
-        made = 2 * args.samples * shape[0] * size.latent_len * size.latent_dim
+        made = 2 * samples * shape[0] * size.latent_len * size.latent_dim
         ways: dict[str, Callable[[Path], object]] = {
             "cache": lambda to: cache_split(autoencoder, frames, to, knobs, device=device, workers=args.workers),
             "trajectories": lambda to: one_by_one(as_trained, frames, to, device, frames.frames, FEWER["trajectories"]),
@@ -88,11 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 work(Path(folder) / name)
                 seconds[name].append(time.perf_counter() - started)
     best = {name: min(times) for name, times in seconds.items()}
-    rates = {name: min(args.samples, FEWER.get(name, args.samples)) / value for name, value in best.items()}
+    rates = {name: min(samples, FEWER.get(name, samples)) / value for name, value in best.items()}
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "trajectories": args.samples,
+        "trajectories": samples,
         "trajectories_per_second": {name: round(rate, 1) for name, rate in rates.items()},
         "cache_against": {name: float(f"{rates['cache'] / rate:.3g}") for name, rate in rates.items()},
     }

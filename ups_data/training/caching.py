@@ -34,7 +34,7 @@ from ups_data.stores.latents import DTYPES, write_cache
 from ups_data.training import ranks
 from ups_data.training.frames import Frames, frame_errors
 
-JUDGED = 4096  # frames, evenly spread, that are decoded again for the round-trip error of a cache
+JUDGED = 1024  # frames, evenly spread, that are decoded again for the round-trip error of a cache
 # Of fields, or of the widest layer, that a core encodes at once, at most: with less, many cores wait for each other
 # between two operations; with more, they outgrow their caches.
 BYTES_AT_ONCE = 8 << 20
