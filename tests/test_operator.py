@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from ups_data.training.operator import Problem, train_operator, training_batch, 
 CPU = torch.device("cpu")
 KNOBS = {
     "width": 16, "depth": 1, "heads": 2, "history": 1, "bundle": 2, "unroll": [1, 2], "strides": [1],
-    "initial": 0.0, "optimiser": "muon", "weight_decay": 0.0, "augment": [],
+    "initial": 0.0, "noise": 0.0, "optimiser": "muon", "weight_decay": 0.0, "augment": [],
     "steps": 60, "batch": 8, "learning_rate": 1e-2, "seed": 0,
 }  # fmt: skip
 
@@ -239,6 +240,24 @@ def test_a_share_of_the_windows_begins_at_the_first_frame_and_the_others_anywher
     batch, first = training_batch(problem, knobs, 0, 4, 1), caches[0].load("state", torch.float32)[:, 0]
     begins_there = (batch["given"][:, 0, None] == first).all(dim=(2, 3)).any(dim=1).float().mean().item()
     assert begins_there == pytest.approx(share + (1 - share) / 8, abs=0.03)  # 8 of the 12 frames begin windows of 5
+
+
+def test_noise_is_on_the_frames_given_in_training_alone_and_the_same_for_a_step(caches):
+    problem, knobs = Problem(caches[0], Plain(), CPU), Train(**(KNOBS | {"noise": 0.1, "batch": 200}))
+    batch, again, other = (training_batch(problem, knobs, step, 4, 1) for step in (0, 0, 1))
+    plain = training_batch(problem, Train(**(KNOBS | {"batch": 200})), 0, 4, 1)
+    assert all(torch.equal(batch[name], plain[name]) for name in plain) and set(batch) - set(plain) == {"noise"}
+    assert torch.equal(batch["noise"], again["noise"]) and not torch.equal(batch["noise"], other["noise"])
+    assert batch["noise"].std().item() == pytest.approx(0.1, rel=0.02)
+    seen = []
+
+    def rollout(given, parameters, time_step, steps, static):
+        seen.append(given)
+        return given[:, -1:].expand(-1, steps, -1, -1)
+
+    errors = [problem.error(SimpleNamespace(rollout=rollout), one).item() for one in (batch, plain)]
+    assert torch.equal(seen[0], batch["given"] + batch["noise"]) and torch.equal(seen[1], batch["given"])
+    assert errors[0] != errors[1]
 
 
 def test_windows_that_do_not_fit_the_trajectories_are_refused():

@@ -28,7 +28,7 @@ from .test_training_loop import regression
 STEPS = {"steps": 6, "batch": 4, "learning_rate": 2e-3, "seed": 0}
 OPERATOR = Train(
     **STEPS, width=16, depth=1, heads=2, history=1, bundle=1, unroll=[1, 2], strides=[1],
-    initial=0.5, optimiser="muon", weight_decay=0.0, augment=[],
+    initial=0.5, noise=0.02, optimiser="muon", weight_decay=0.0, augment=[],
 )  # fmt: skip
 BASELINE = Baseline(**STEPS, width=8, depth=2, bundle=1, unroll=1, initial=0.0)
 

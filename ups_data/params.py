@@ -257,6 +257,9 @@ class Train(Optimiser):
         description="Of the same matrices: a step takes this times the learning rate of them away"
     )
     initial: Initial
+    noise: NotNegative = Field(
+        description="Spread of the noise on the frames given in training, in spreads of a latent; 0: none"
+    )
     augment: list[Literal["shift", "reflection"]] = Field(
         description="Symmetries that make new trajectories: shift, along periodic axes; reflection, u(x) -> -u(-x)"
     )

@@ -95,7 +95,8 @@ class Problem:
         """Relative error of the predicted frames, decoded, against the decoded latents of the cache (relative_error).
 
         Of `looked_at`, where it is in the batch: which of the predicted frames are decoded and compared. The batch is
-        moved by `shifts` and `signs` (see augment.py) where those are in it.
+        moved by `shifts` and `signs` (see augment.py) where those are in it; then `noise` [B, H, L, D] is added to what
+        is given.
         """
         given, target, static = batch["given"], batch["target"], batch.get("static_fields")
         steps, looked_at = target.shape[1], batch.get("looked_at")
@@ -106,6 +107,8 @@ class Problem:
             if "shifts" in batch:
                 truth = move(truth, batch["shifts"], batch["signs"])
                 given, static = self._moved(given, static, batch)
+        if "noise" in batch:
+            given = given + batch["noise"]
         prediction = model.rollout(given, batch["parameters"], batch["time_step"], steps, static)
         prediction = prediction if looked_at is None else prediction[:, looked_at]
         fields = decode_frames(self.autoencoder, prediction, geometry, self.role)
@@ -199,6 +202,8 @@ def training_batch(problem: Problem, knobs: Train, step: int, steps: int, stride
     if knobs.augment:
         moves = draw_moves(knobs.augment, generator, knobs.batch, config["resolution"], config["periodic"])
         batch |= {name: tensor.to(device) for name, tensor in moves.items()}
+    if knobs.noise:
+        batch["noise"] = (knobs.noise * torch.randn(batch["given"].shape, generator=generator)).to(device)
     return batch
 
 
