@@ -225,3 +225,9 @@ def test_a_folder_that_cannot_be_put_in_its_place_leaves_the_old_one_there(tmp_p
 )  # fmt: skip
 def test_an_amount_is_said_in_the_unit_that_fits(size, said):
     assert files.amount(size) == said
+
+
+def test_a_rate_is_said_in_the_unit_that_fits(monkeypatch):
+    monkeypatch.setattr(files.time, "monotonic", lambda: 14.0)
+    assert (files.rate(151_624_690, 12.0), files.rate(5e9, 13.0)) == ("75.8 MB/s", "5 GB/s")
+    assert files.rate(0, 14.0) == "0 B/s"

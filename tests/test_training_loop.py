@@ -322,3 +322,9 @@ def test_what_is_chosen_evenly_reaches_from_the_first_to_the_last(count):
         assert len(chosen) == len(set(chosen)) == count
         assert chosen[0] == 0 and (chosen[-1] == total - 1 or count == 1)
     assert evenly(count, 100) == list(range(count)) and evenly(count, 0) == []
+
+
+def test_what_is_chosen_evenly_is_all_or_as_many_as_asked():
+    assert evenly(5, 10) == [0, 1, 2, 3, 4]
+    assert evenly(100, 4) == [0, 33, 66, 99]
+    assert evenly(5, 3) == [0, 2, 4] and evenly(1, 3) == [0]

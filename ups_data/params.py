@@ -218,9 +218,7 @@ class Autoencoder(Optimiser):
     latent_dim: Positive = Field(description="Numbers of a token")
     width: Positive = Field(description="Channels of the networks")
     depth: Positive = Field(description="Blocks of the decoder's network")
-    encoder_depth: Annotated[int, Field(ge=0)] = Field(
-        description="Blocks of the encoder's network; 0: one linear convolution"
-    )
+    encoder_depth: Count = Field(description="Blocks of the encoder's network; 0: one linear convolution")
 
 
 class Latents(Knobs):

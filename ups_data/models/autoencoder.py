@@ -116,7 +116,7 @@ class Autoencoder(nn.Module):
         return {"grid": grid, "truth": fields, "coords": frame["coords"], "mask": frame["mask"]}
 
     def reconstruct(self, prepared: Frame, role: str) -> Tensor:
-        """Encode and decode a prepared frame: normalised, channels as in its truth. In training, not once frozen."""
+        """Encode and decode a prepared frame: normalised, channels as in its truth; before `freeze`."""
         return self._at_points(self.decoders[role](self.encoders[role](prepared["grid"])), prepared)
 
     def _at_points(self, grid: Tensor, frame: Frame | None) -> Tensor:
@@ -139,8 +139,7 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def standardise(self, role: str, grids: Tensor) -> None:
-        """Set mean and spread of the latents to those of prepared `grids` [n, X.., C]: after training, not once frozen.
-        """
+        """Set mean and spread of the latents to those of prepared `grids` [n, X.., C], before `freeze`."""
         blocks = [self.encoders[role](block).flatten(0, 1).double() for block in grids.split(256)]
         latents = torch.cat(blocks)
         self.get_buffer(f"{role}_latent_mean").copy_(latents.mean(dim=0))

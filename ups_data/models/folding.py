@@ -1,4 +1,4 @@
-"""A trained token network for use: every linear layer between two nonlinearities multiplied out, an encoder's units included.
+"""A trained token network for use: what is linear between two nonlinearities multiplied out, an encoder's units too.
 
 The stream h of a residual network is a sum of matrices times its input x and its nonlinearities g: h1 = W0 x + Wc1 g1.
 What reads it, a convolution or the last layer, can take x and g instead, through a product of both matrices, or h
@@ -66,8 +66,8 @@ class Folded(nn.Module):
         periodic: Sequence[bool],
         given: Units,
         made: Units,
-        ahead: int = 0,
-        last: bool = False,
+        ahead: int,
+        last: bool,
     ):
         super().__init__()
         self.periodic = (None, *periodic) if len(periodic) == 1 else tuple(periodic)
@@ -161,4 +161,3 @@ def _over(spread: Tensor, kernel: Tensor, axis: int) -> Tensor:
 def _after(kernel: Tensor, matrix: Tensor) -> Tensor:
     """The kernel of a convolution after a layer of one tap."""
     return torch.einsum("ow...,wi->oi...", kernel, matrix.flatten(1))
-

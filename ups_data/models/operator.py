@@ -251,8 +251,9 @@ class LatentOperator(nn.Module):
             x = x + self.place
         if self.surroundings is not None:
             x = x + self.surroundings(static_fields)
-        # bfloat16 has three digits. They are enough to learn from, if what the blocks add to and the ways in and out stay
-        # float32; a rollout needs more and has time for it: rounded, smooth fields are a thousandth off after some calls.
+        # bfloat16 has three digits. They are enough to learn from, if what the blocks add to and the ways in and out
+        # stay float32; a rollout needs more and has time for it: rounded, smooth fields are a thousandth off after some
+        # calls.
         rounded = self.training and history.device.type == "cuda"
         with torch.autocast(history.device.type, torch.bfloat16, enabled=rounded):
             for block in self.blocks:

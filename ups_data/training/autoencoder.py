@@ -82,7 +82,7 @@ def normaliser(frames: Frames) -> dict[str, dict]:
 def hold(autoencoder: Autoencoder, frames: Frames, role: str, most: int, device: torch.device) -> Prepared:
     """Evenly spread frames, prepared for training, on the device: as many as there are, `most`, or HELD bytes."""
     size = 4 * math.prod(autoencoder.config["resolution"]) * len(frames.roles[role])
-    index = np.array(evenly(len(frames), max(1, min(most, HELD // size))))
+    index = evenly(len(frames), max(1, min(most, HELD // size)))
     parts = []
     for block in np.array_split(index, max(1, math.ceil(len(index) / BLOCK))):
         frame = {name: tensor.to(device) for name, tensor in frames.read(block, role).items()}

@@ -199,7 +199,7 @@ def _round_trip(
 def _judged(count: int, blocks: list[np.ndarray]) -> list[np.ndarray]:
     """The frames of each block that are decoded again, counted from its first."""
     starts = [int(block[0]) for block in blocks]
-    chosen = np.array(evenly(count, JUDGED))
+    chosen = evenly(count, JUDGED)
     parts = np.split(chosen, np.searchsorted(chosen, starts[1:]))
     return [part - start for part, start in zip(parts, starts, strict=True)]
 
